@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo model test test-system test-faults coverage lint audit docs benchmark clean
+.PHONY: demo model test test-system test-faults coverage lint audit docs benchmark gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
@@ -56,6 +56,10 @@ benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cohort.py
+
+# Is this machine's GPU right, and how fast? Nine minutes at most. Rehearsed by make gpu-check OPTIONS="--device cpu".
+gpu-check: $(VENV)/installed-test
+	$(BIN)/python benchmarks/gpu_check.py $(OPTIONS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,4 +1,4 @@
-"""How often a reviewed count's interval holds the truth, how wide it is, and its error.
+"""Coverage and width of a reviewed count's interval, and its error.
 
 A person who answers as the labels say reviews synthetic slides, whose models are good, count too
 much, are blind, or inverted, and the whole slides (patients with many patches) of the validation

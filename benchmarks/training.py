@@ -42,7 +42,7 @@ from wsi_pipeline.training.data import (
     sample_epoch,
 )
 from wsi_pipeline.training.fit import make_fabric, measure_normalisation
-from wsi_pipeline.training.loop import Learner
+from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.optimise import Steps, TwoClasses
 from wsi_pipeline.training.split import SplitChoice
 

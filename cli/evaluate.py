@@ -69,7 +69,11 @@ def evaluate(
     resampling patients, and judges each slide's count; evaluation_patients.csv has the same of each
     patient. With --by also evaluation_groups.csv, with --compare comparison.csv.
     """
-    from wsi_pipeline.core.choices import EVALUATION_CSV, EVALUATION_HTML
+    from wsi_pipeline.core.choices import (
+        EVALUATION_CSV,
+        EVALUATION_GROUPS_CSV,
+        EVALUATION_HTML,
+    )
     from wsi_pipeline.evaluation import evaluate_results, find_class_names
     from wsi_pipeline.labels.rules import read_rules
     from wsi_pipeline.training.calibrate import parse_threshold_rule
@@ -84,5 +88,6 @@ def evaluate(
         sheet=sheet,
     )
     click.echo(str(evaluation))
-    click.echo(f"→  {results / EVALUATION_CSV}  {results / EVALUATION_HTML}")
+    made = (EVALUATION_CSV, *((EVALUATION_GROUPS_CSV,) if by else ()), EVALUATION_HTML)
+    click.echo(f"→  {'  '.join(str(results / name) for name in made)}")
     say_next("wsi view", *unless_default(results, DEFAULT_RESULTS))

@@ -50,6 +50,7 @@ STEP = 1000
     metavar="DIR",
     help="Patch stores, or folders of them, instead of slides.",
 )
+@click.option("--recursive", panel="Input", is_flag=True, help="Go into folders within folders.")
 @options_of(SheetOptions)
 @click.option(
     "--model",
@@ -71,15 +72,24 @@ STEP = 1000
     is_flag=True,
     help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.",
 )
+@click.option(
+    "--view",
+    "is_viewed",
+    panel="Operation",
+    is_flag=True,
+    help="Show the results in the browser, from the first slide on, until Ctrl+C.",
+)
 @mode_option
 def infer(
     places: tuple[Path, ...],
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
     sheet: Path | None,
+    recursive: bool,
     model: Path | None,
     out: Path,
     dry_run: bool,
+    is_viewed: bool,
     **options: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, tables and a page for all.
@@ -89,31 +99,41 @@ def infer(
     stop the others; failures.csv says why. Run again, it goes on where it stopped, and does nothing
     for slides that are done; with other --outputs it makes those from the predictions it has.
     """
-    from .progress import end_run, show_progress
+    from .progress import close_run, end_run, show_progress
+    from .view import view_alongside
 
     slides = (*places, *slides)
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
         raise click.UsageError("give one of slides, --stores and --sheet")
     if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
-    with show_progress(None if dry_run else out) as progress:
-        from wsi_pipeline.models.loading import describe_place, find_model
-        from wsi_pipeline.runs.dry_run import preview_run
-        from wsi_pipeline.runs.infer import infer_slides, list_stores
-        from wsi_pipeline.slides.selection import find_slides
+    with view_alongside(out if is_viewed and not dry_run else None) as viewer:
+        with show_progress(None if dry_run else out) as progress:
+            from wsi_pipeline.models.loading import describe_place, find_model
+            from wsi_pipeline.runs.dry_run import preview_run
+            from wsi_pipeline.runs.infer import infer_slides, list_stores
+            from wsi_pipeline.slides.selection import find_slides
 
-        settings = build(InferOptions, options)
-        found = list_stores(stores) if stores else find_slides(slides, sheet=sheet)
-        model = find_model(model)
-        taken = f"{count_slides(found)}, {describe_place(model)}"
-        progress.warn(printable(describe_taken(taken, None if dry_run else out)))
+            settings = build(InferOptions, options)
+            if stores:
+                found = list_stores(stores)
+            else:
+                found = find_slides(slides, recursive=recursive, sheet=sheet)
+            model = find_model(model)
+            taken = f"{count_slides(found)}, {describe_place(model)}"
+            progress.warn(printable(describe_taken(taken, None if dry_run else out)))
+            viewer.start(progress.warn)
+            if dry_run:
+                preview = preview_run(found, model, out, settings, progress)
+            else:
+                account = infer_slides(found, model, out, settings, progress)
         if dry_run:
-            preview = preview_run(found, model, out, settings, progress)
-        else:
-            account = infer_slides(found, model, out, settings, progress)
-    if dry_run:
-        print_preview(preview, out, settings.keep_patches)
-        leave(preview.account.exit_code)
+            print_preview(preview, out, settings.keep_patches)
+            leave(preview.account.exit_code)
+        if viewer.is_running:
+            close_run(account, out / INDEX_HTML)
+            viewer.wait()
+            leave(account.exit_code)
     end_run(account, out / INDEX_HTML, "wsi view", *unless_default(out, DEFAULT_RESULTS))
 
 

@@ -39,9 +39,7 @@ def serve(**options: Any) -> None:
 
 def announce(settings: "ServeSettings") -> None:
     """Say where the server is and, this once, its token."""
-    from wsi_pipeline.serve.server import base_url
-
-    click.echo(f"→  {base_url(settings)}/" + (f"?token={settings.token}" if settings.token else ""))
+    say_address(settings)
     if settings.token:
         click.echo(
             "its token is said this once and is another one at the next start; scripts send it as"
@@ -60,3 +58,10 @@ def announce(settings: "ServeSettings") -> None:
             err=True,
         )
     click.echo("stop with Ctrl+C", err=True)
+
+
+def say_address(settings: "ServeSettings") -> None:
+    """Say where the server is, with its token."""
+    from wsi_pipeline.serve.server import base_url
+
+    click.echo(f"→  {base_url(settings)}/" + (f"?token={settings.token}" if settings.token else ""))

@@ -43,6 +43,7 @@ def tint_patches(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(900)  # half a minute of work, on a machine that may have other things to do
 def test_the_groups_show_a_drop_that_all_together_hide(shared_data: Path, tmp_path: Path) -> None:
     table, stores = tint_patches(shared_data / "idc", tmp_path / "patches"), tmp_path / "stores"
     names = ("--class-names", "non_idc", "idc")

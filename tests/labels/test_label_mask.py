@@ -10,7 +10,7 @@ from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import list_label_files, match_beside, match_labels
-from wsi_pipeline.labels.label_image import read_mask
+from wsi_pipeline.labels.label_image import GreyImage, read_mask
 from wsi_pipeline.labels.rules import LabelRules, MaskValues
 
 VALUES = MaskValues()
@@ -161,7 +161,9 @@ def test_palette_images_are_read_by_index(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[100, 200]], dtype=np.uint8)).convert("L")
     image.putpalette([0] * 768)
     image.save(tmp_path / "p.png")
-    assert read_mask(tmp_path / "p.png").values.tolist() == [[100, 200]]
+    mask = read_mask(tmp_path / "p.png")
+    assert isinstance(mask, GreyImage)
+    assert mask.values.tolist() == [[100, 200]]
 
 
 def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:

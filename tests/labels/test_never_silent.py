@@ -132,14 +132,19 @@ def test_a_class_without_a_patch_in_the_whole_run_is_said(tmp_path: Path) -> Non
         write_png(tmp_path / "in" / f"{name}_labels.png", np.full((150, 150), 100, np.uint8))
     fault = "NO PATCH of class 'positive' in the whole run: 18 negative and 0 positive"
     assert fault in tile(tmp_path)
-    assert fault in tile(tmp_path)  # already done by the first run
+    again = tile(tmp_path)  # already done by the first run
+    assert fault in again
+    assert "next: wsi label" in again
+    assert "wsi train" not in again
 
 
 def test_classes_that_both_occur_in_a_run_are_not_missed(tmp_path: Path) -> None:
     for name, value in (("a", 100), ("b", 200)):
         write_slide(tmp_path / "in" / f"{name}.tiff", paint(150, 150), mpp=0.5)
         write_png(tmp_path / "in" / f"{name}_labels.png", np.full((150, 150), value, np.uint8))
-    assert "NO PATCH" not in tile(tmp_path)
+    told = tile(tmp_path)
+    assert "NO PATCH" not in told
+    assert "next: wsi train" in told
 
 
 def test_slides_without_labels_miss_no_class(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import all_positions
 from wsi_pipeline.labels import describe_labels, label_patches
 from wsi_pipeline.labels.asap_xml import read_asap
+from wsi_pipeline.labels.discovery import match_beside, match_labels
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.halo_xml import read_halo
 from wsi_pipeline.labels.imagescope_xml import read_imagescope
@@ -529,6 +530,40 @@ def test_a_database_without_a_region_of_the_slide_is_refused(
     path = write_database(tmp_path / "a.sqlite", *slides, kind=kind, deleted=deleted)
     with pytest.raises(LabelError, match=fault):
         label_all(path, slide_at(tmp_path / "a.tif"), outside="negative")
+
+
+def test_a_database_of_a_study_belongs_to_the_slides_that_it_holds(tmp_path: Path) -> None:
+    study = write_database(tmp_path / "study.sqlite", "C:\\scans\\a.tif", "b.tif", "z.svs")
+    matches = match_labels(["a", "b", "c"], [study], [".tif", ".tif", ".tif"])
+    assert matches.files == (study, study, None)
+    assert matches.notes == ("study.sqlite holds 3 slides, 2 of this run: a.tif, b.tif, z.svs",)
+
+
+def test_a_file_of_the_slides_own_name_comes_before_a_database_that_holds_it(
+    tmp_path: Path,
+) -> None:
+    study = write_database(tmp_path / "study.sqlite", "a.tif", "b.tif")
+    own = tmp_path / "a.geojson"
+    assert match_labels(["a", "b"], [study, own]).files == (own, study)
+
+
+def test_a_database_of_other_slides_says_so(tmp_path: Path) -> None:
+    study = write_database(tmp_path / "study.sqlite", "y.tif", "z.tif")
+    matches = match_labels(["a"], [study])
+    assert matches.files == (None,)
+    assert matches.notes == ("study.sqlite holds 2 slides, none of this run: y.tif, z.tif",)
+
+
+def test_two_databases_that_hold_a_slide_are_refused(tmp_path: Path) -> None:
+    both = [write_database(tmp_path / f"{name}.sqlite", "a.tif", "b.tif") for name in "xy"]
+    with pytest.raises(LabelError, match="could be its labels"):
+        match_labels(["a"], both)
+
+
+def test_a_database_beside_slides_labels_those_that_it_holds(tmp_path: Path) -> None:
+    slides = [tmp_path / name for name in ("a.tif", "a.svs", "b.tif")]
+    study = write_database(tmp_path / "study.sqlite", "a.tif", "b.tif")
+    assert match_beside(slides).files == (study, None, study)
 
 
 def test_a_database_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from tests.builders import make_slide_info, write_png
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import Thumbnail
+from wsi_pipeline.labels import label_image
 from wsi_pipeline.labels.tissue_mask import TissueMask, list_masks, match_mask
 
 SLIDE = replace(make_slide_info(size_l0=(120, 6200)), bounds_l0=(100, 200, 20, 6000))
@@ -62,7 +65,7 @@ def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Pat
     # QuPath counts from the scanned area, which begins at (100, 200): rows 255 to 257 of the first
     # column.
     tissue = TissueMask(write_box(tmp_path / "a.geojson", 0, 2551, 10, 2574), SLIDE)
-    fraction = tissue.region_fraction(Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200)))
+    fraction = tissue.fraction(Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200)))
     assert fraction.shape == (600, 2)
     assert fraction[254:259, 0].tolist() == pytest.approx([0, 0.9, 1, 0.4, 0])
     assert fraction.sum() == pytest.approx(2.3)
@@ -75,7 +78,7 @@ def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Pat
 
 def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
     tissue = TissueMask(write_box(tmp_path / "a.geojson", 0, 0, 10, 15), SLIDE)
-    assert tissue.region_fraction(
+    assert tissue.fraction(
         Grid(PatchSpec(10, 10, 0.5), 2, 2, Fraction(1), (100, 200))
     ).tolist() == [[1, 0], [0.5, 0]]
 
@@ -86,7 +89,7 @@ def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
 def test_a_drawn_mask_beside_the_slide_is_refused(
     box: tuple[float, float, float, float], tmp_path: Path
 ) -> None:
-    with pytest.raises(LabelError, match="nothing of it lies on the slide of 120 × 6200 px"):
+    with pytest.raises(LabelError, match="1 of 1 regions lie beyond the slide of 120 × 6200 px"):
         TissueMask(write_box(tmp_path / "a.geojson", *box), SLIDE)
 
 
@@ -119,3 +122,33 @@ def test_there_is_no_tissue_beyond_a_picture_of_a_part(tmp_path: Path) -> None:
     tissue = TissueMask(path, make_slide_info(size_l0=(100, 120), mpp=1.0))
     mask = tissue.mask_thumbnail(thumbnail(5, 4, downsample=25))
     assert np.argwhere(mask).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("layout", [{"tile": (32, 48)}, {"rowsperstrip": 7}])
+def test_a_mask_too_large_to_be_held_at_once_is_read_by_tiles(
+    layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.zeros((200, 200), dtype=np.uint8)
+    pixels[:50, :50], pixels[100:125, 150:] = 255, 1
+    slide = make_slide_info(size_l0=(400, 400))
+    grid = Grid(PatchSpec(100, 100, 0.5), 4, 4, Fraction(1), (0, 0))
+    tifffile.imwrite(tmp_path / "m.tif", pixels, compression="deflate", **layout)
+    held = TissueMask(tmp_path / "m.tif", slide)
+    monkeypatch.setattr(label_image, "MAX_PIXELS", 30_000)
+    large = TissueMask(tmp_path / "m.tif", slide)
+    assert (held.thumbnail is None, large.thumbnail is None) == (False, True)
+    fraction = large.fraction(grid)
+    assert (fraction[0, 0], fraction[2, 3], fraction.sum()) == (1, 0.5, 1.5)
+    place = thumbnail(20, 20, downsample=20)
+    assert np.array_equal(large.mask_thumbnail(place), held.mask_thumbnail(place))
+    assert large.mask_thumbnail(place).sum() == 25 + 2 * 5  # rows at 210 and 230, of 200 to 250
+
+
+def test_a_large_mask_of_colours_is_refused_as_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_image, "MAX_PIXELS", 30_000)
+    pixels = np.zeros((200, 200, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "m.tif", pixels, tile=(32, 32), photometric="rgb")
+    with pytest.raises(LabelError, match="one 8-bit value per pixel, this has 'RGB'"):
+        TissueMask(tmp_path / "m.tif", make_slide_info(size_l0=(400, 400)))

@@ -22,12 +22,13 @@ from tests.models.test_engines import FULL, SIDE, make_lively
 from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.core.errors import EnvironmentFault, GpuLost, ModelError
 from wsi_pipeline.models import device_run
+from wsi_pipeline.models.architectures.own_network import OwnNetwork
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device_queue import Cuda, DeviceQueue, Slot
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import Engine, Forward
-from wsi_pipeline.models.engines.torch_eager import LowerNetwork, place
-from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.engines.torch_eager import LowerNetwork, lower_precision, place
+from wsi_pipeline.models.model import Model, PatchNetwork
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.stacked import Ensemble
 
@@ -231,17 +232,20 @@ def test_a_slot_takes_arrays_of_any_size_one_after_another() -> None:
 # --- the numbers
 
 
-@pytest.mark.parametrize("patches", [0, 1, 31, 32, 33, 100])
+@pytest.mark.parametrize("patches", [0, 1, 31, 32, 33, 96])
 def test_in_fp32_the_numbers_are_the_cpus(patches: int, cuda: PretendedCuda) -> None:
-    pixels = make_patches(patches, SIDE)
+    """Those of whole batches to the last bit; the rest is a smaller batch here, filled there."""
+    pixels, whole = make_patches(patches, SIDE), patches // 32 * 32
     given = Predictor(make_lively(), gpu(), batch_size=32).predict_logits(pixels)
-    assert np.array_equal(given, Predictor(make_lively()).predict_logits(pixels))
+    known = Predictor(make_lively(), batch_size=32).predict_logits(pixels)
+    assert np.array_equal(given[:whole], known[:whole])
+    assert given == pytest.approx(known, abs=1e-5)
 
 
 def test_an_ensemble_gives_its_spread(cuda: PretendedCuda) -> None:
     model, pixels = Ensemble((make_lively(), make_lively(1))), make_patches(40, SIDE)
     given, known = (
-        Predictor(model, setting, 32).predict(pixels) for setting in (gpu(), EngineSetting())
+        Predictor(model, setting, 8).predict(pixels) for setting in (gpu(), EngineSetting())
     )
     assert np.array_equal(given.logits, known.logits)
     assert given.spread is not None
@@ -253,7 +257,7 @@ def test_the_features_of_the_chosen_patches_are_compared(cuda: PretendedCuda) ->
     pixels, chosen = make_patches(40), np.array([0, 3, 8, 31, 39])
     for compared in (chosen, chosen[:0], np.arange(40)):
         given, known = (
-            Predictor(with_domain(), setting, 8).predict(pixels, compared).distance
+            Predictor(with_domain(), setting, 8).predict(pixels, compared).distance  # whole batches
             for setting in (gpu(), EngineSetting())
         )
         assert given is not None
@@ -291,9 +295,9 @@ def test_a_network_that_cannot_be_captured_is_launched_in_parts(
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     monkeypatch.setattr(cuda, "capture", refuse)
-    pixels = make_patches(70, SIDE)
+    pixels = make_patches(64, SIDE)
     given = Predictor(make_lively(), gpu(), 32)(pixels)
-    assert np.array_equal(given, Predictor(make_lively())(pixels))
+    assert np.array_equal(given, Predictor(make_lively(), batch_size=32)(pixels))
     assert caplog.text.count("not captured as a CUDA graph") == 1
 
 
@@ -324,6 +328,20 @@ def test_a_lower_precision_is_that_of_the_weights_but_for_statistics(cuda: Prete
     assert kinds.get(nn.BatchNorm2d, {torch.float32}) == {torch.float32}
 
 
+def test_the_precision_of_a_users_code_is_left_to_torch(cuda: PretendedCuda) -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.linear(x.mean(dim=(2, 3)).float())
+            return output
+
+    patches = PatchNetwork(OwnNetwork(Stubborn()), make_lively().normalisation)
+    assert lower_precision(patches, torch.bfloat16) is patches
+
+
 @pytest.mark.parametrize("precision", [BF16, FP16])
 def test_a_lower_precision_keeps_its_bound(precision: str, cuda: PretendedCuda) -> None:
     pixels = make_patches(20, SIDE)
@@ -345,7 +363,7 @@ def test_what_fp16_makes_infinite_is_computed_in_fp32(cuda: PretendedCuda) -> No
     large["features.4.weight"] *= 1e4
     large["classifier.0.weight"] *= 1e-8  # … and back
     model, pixels = replace(checkpoint, weights=large), make_patches(5, 22)
-    exact = Predictor(model)(pixels)
+    exact = Predictor(model, batch_size=5)(pixels)
     assert np.isfinite(exact).all()
     assert np.array_equal(Predictor(model, gpu(FP16), 5)(pixels), exact)
 

@@ -342,6 +342,7 @@ def test_every_format_puts_the_marked_patch_at_the_same_place(
 def test_every_format_is_tried_for_its_place() -> None:
     assert {name.split()[0] for name in CENTERS} | {
         "summary",
+        "tissue",
         "heatmap",
         "overlay",
         "spread",

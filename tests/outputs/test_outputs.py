@@ -97,7 +97,7 @@ def test_pictures_have_the_same_bytes_every_time(tmp_path: Path) -> None:
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def test_high_probability_is_yellow_and_low_is_violet(tmp_path: Path) -> None:
+def test_high_probability_is_dark_red_and_low_is_pale(tmp_path: Path) -> None:
     make_result(tmp_path, "high", [1.0], PICTURES)
     make_result(tmp_path, "low", [0.0], PICTURES)
     colors = {}
@@ -105,7 +105,7 @@ def test_high_probability_is_yellow_and_low_is_violet(tmp_path: Path) -> None:
         with Image.open(tmp_path / name / "heatmap.png") as image:
             pixels = np.asarray(image.convert("RGB"))
         colors[name] = pixels[pixels.shape[0] // 4, pixels.shape[1] // 6].tolist()
-    assert colors == {"high": [253, 231, 36], "low": [68, 1, 84]}  # the ends of viridis
+    assert colors == {"high": [150, 0, 30], "low": [255, 236, 170]}  # the ends of orange-red
 
 
 def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from wsi_pipeline.outputs.map_image import (
     place_on_image,
 )
 from wsi_pipeline.outputs.previews import COLORS, write_label_preview
+from wsi_pipeline.store.predictions import open_result
 
 FACE = Face(15)
 NAN = float("nan")
@@ -71,7 +72,8 @@ def test_turbo_is_within_four_levels_of_the_published_one() -> None:
 def test_orange_red_darkens_all_the_way() -> None:
     """Lightness alone tells its colours apart, as with every kind of colour blindness."""
     luma = colour_table("orange-red") @ np.array([0.299, 0.587, 0.114])
-    assert (np.diff(luma) < 0).all()
+    assert (np.diff(luma) <= 0).all()
+    assert luma[0] - luma[255] > 150
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
@@ -319,3 +321,32 @@ def test_a_slide_of_any_name_is_drawn(name: str, tmp_path: Path) -> None:
 
 def test_a_text_is_set_once() -> None:
     assert set_text("0.4", SMALL) is set_text("0.4", SMALL)
+
+
+def test_the_overlay_hides_no_tissue_below_the_threshold(tmp_path: Path) -> None:
+    # Patches at (0, 0), (0, 1), (1, 2), (2, 2) of a 3 × 3 grid: one just below 0.5.
+    folder = make_result(tmp_path, "s", [0.4999, 0.5, 0.9, 1.0], ("overlay", "summary"))
+    table = open_result(folder).table
+    frame = frame_slide(table)
+    plain = np.asarray(show_thumbnail(table, frame)).astype(int)
+    with Image.open(folder / "overlay.png") as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    height, width = plain.shape[:2]
+    left, found = 17, drawn.shape[0]
+    top = next(row for row in range(found) if tuple(drawn[row, left - 1]) == (90, 90, 90)) + 1
+    shown = drawn[top : top + height, left : left + width]
+    changes = [
+        np.abs(shown - plain)[round((row + 0.5) * height / 3), round((col + 0.5) * width / 3)].sum()
+        for row, col in ((0, 0), (0, 1), (1, 2), (2, 2))
+    ]
+    assert changes[0] == 0
+    assert 0 < changes[1] < changes[2] < changes[3]
+
+
+def test_a_patch_of_the_gallery_is_framed_in_the_colour_of_its_probability(tmp_path: Path) -> None:
+    folder = make_result(tmp_path, "s", [0.9, 0.1], ("gallery", "summary"))
+    with Image.open(folder / "gallery.png") as image:
+        drawn = np.asarray(image.convert("RGB"))
+    for value in (0.9, 0.1):
+        color = colour_table()[int(value * 256)]
+        assert (drawn == color).all(axis=-1).sum() >= 4 * 3 * 100  # four sides of a frame

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from tests import ROOT
 from tests.project.audit import main, sort_packages
 
-EXTRAS = ("analysis", "cpu", "dashboard", "dicom", "export", "formats", "slurm", "timm")
+EXTRAS = ("analysis", "cpu", "dashboard", "dicom", "excel", "export", "formats", "slurm", "timm")
 """All that belong to running it; `gpu` and what it brings are only there on machines with a GPU."""
 
 PERMISSIVE = frozenset(

@@ -95,6 +95,12 @@ def test_columns_and_patient_are_in_every_table(results: Path) -> None:
     assert json.loads(patches.schema.metadata[b"wsi"])["columns"]["site"] == "north"
 
 
+@pytest.mark.parametrize("name", ["run.json", "events.jsonl", "failures.csv"])
+def test_the_records_of_the_run_have_no_values(name: str, results: Path) -> None:
+    text = (results / name).read_text()
+    assert not [value for value in ("north", "south", "H&E") if value in text]
+
+
 def test_the_list_of_the_viewer_has_both(results: Path) -> None:
     one, other = Catalogue([results], None).entries()
     assert (one.patient_id, dict(one.columns)) == ("p1", {"site": "north", "stain": "H&E"})
@@ -107,7 +113,7 @@ def test_a_pseudonymised_folder_has_no_further_columns(place: Path, tmp_path: Pa
     assert answer.exit_code == 0, answer.output
     assert "left out: columns of the sheet: site, stain" in answer.output
     assert list(read_rows(tmp_path / "links" / "slides.csv")[0]) == [
-        *("wsi", "mpp", "patient_id", "labels", "split", "label"),
+        *("wsi", "mpp", "patient_id", "labels", "mask", "split", "label"),
     ]
 
 

@@ -20,13 +20,19 @@ from tests.builders import (
     write_model,
 )
 from tests.commands import HERE, PLAIN, infer, run
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
-from wsi_pipeline.models.choice import EngineRequest, EngineSetting
+from wsi_pipeline.core.options import InferOptions
+from wsi_pipeline.models.choice import EngineRequest, EngineSetting, ModelChoice
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import Run
+from wsi_pipeline.models.loading import load_model, read_model
 from wsi_pipeline.models.model import Model, SelfTest, make_self_test
 from wsi_pipeline.models.opening import open_choice, resolve_engine
+from wsi_pipeline.runs.infer import list_stores, read_tiling
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.stages.infer import InferJob
+from wsi_pipeline.stages.plan import SlidePlan
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 
@@ -134,6 +140,48 @@ def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> Non
     else:
         with pytest.raises(EnvironmentFault, match="no usable GPU"):
             open_choice(elsewhere)
+
+
+def test_a_slide_is_prepared_without_its_engine(
+    store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is not there, and an engine that cannot be loaded, matter to blocks alone."""
+    facts, setting = read_model(model), EngineSetting("torch", "bf16", "cuda")
+    choice = ModelChoice(model, facts.digest, setting)
+
+    def refuse(*given: object) -> Run:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setitem(ENGINES, "torch", replace(ENGINES["torch"], load=refuse))
+    monkeypatch.setattr(torch.cuda, "is_available", refuse)
+    slide, tiling = list_stores([store])[0], read_tiling(InferOptions(), facts)
+    job = InferJob(slide, tmp_path / "r", choice, tiling, is_store=True)
+    with job.hold():
+        plan = job.prepare()
+        assert plan.blocks == tuple(range(6))
+        assert read_staged_engine(plan) == setting.to_json()
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            job.run_block(plan, 0)
+
+
+def read_staged_engine(plan: SlidePlan) -> object:
+    attributes = json.loads((plan.staging.product / PREDICTIONS / "zarr.json").read_text())
+    return attributes["attributes"]["engine"]
+
+
+def test_a_model_that_changed_since_the_run_began_is_refused_when_a_slide_is_prepared(
+    store: Path, model: Path, tmp_path: Path
+) -> None:
+    tiling = read_tiling(InferOptions(), read_model(model))
+    choice = ModelChoice(model, "0" * 64, EngineSetting())
+    job = InferJob(list_stores([store])[0], tmp_path / "r", choice, tiling, is_store=True)
+    with job.hold(), pytest.raises(ModelError, match="has changed since the run began"):
+        job.prepare()
+
+
+def test_a_card_describes_its_model_as_the_loaded_model_does(model: Path) -> None:
+    assert read_model(model).to_json() == load_model(model).to_json()
+    assert read_model(model).is_ensemble is load_model(model).is_ensemble is False
 
 
 def test_threads_of_a_worker_share_one_model(model: Path) -> None:

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,15 @@ from cli.infer import describe_bytes
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, infer, plain_options, run
 from wsi_pipeline.core.choices import EVENTS_JSONL, RUN_JSON
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.progress import describe_duration
+from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.evaluation.page import read_sources
+from wsi_pipeline.models.choice import EngineRequest, Gpu
+from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.outputs import View
+from wsi_pipeline.runs import doctor
 from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
     Check,
@@ -34,7 +42,10 @@ from wsi_pipeline.runs.checks import (
 from wsi_pipeline.runs.doctor import Speed, examine_safely
 from wsi_pipeline.runs.dry_run import preview_run
 from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_events, to_plain
+from wsi_pipeline.runs.reading_speed import measure_reading
 from wsi_pipeline.runs.status import read_status
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.plan import PreviewState
 from wsi_pipeline.store.lock import hold_lock
@@ -333,6 +344,27 @@ def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Pa
     assert lines[4].startswith("to predict: 24 patches")
 
 
+def test_a_dry_run_leaves_the_gpu_to_a_worker(
+    slides: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker:
+        def call(self, function: object, path: Path, request: EngineRequest, terms: object) -> Any:
+            assert request.device == "cuda"
+            return resolve_engine(path, EngineRequest("cpu", "torch", "fp32"))
+
+    @contextmanager
+    def start(workers: Workers) -> Iterator[Worker]:
+        assert (workers.gpus, workers.processes) == (("0",), 1)
+        yield Worker()
+
+    found = [Gpu("0", "GPU-aa"), Gpu("1", "GPU-bb")]
+    monkeypatch.setattr("wsi_pipeline.models.gpus.ask_gpus", lambda: found)
+    monkeypatch.setattr("wsi_pipeline.runs.dry_run.open_workers", start)
+    options = InferOptions(device="cuda")
+    preview = preview_run(find_slides([slides]), model, tmp_path / "results", options)
+    assert preview.count(PreviewState.NEW) > 0
+
+
 def test_a_dry_run_of_nothing_that_opens_is_exit_code_4(
     slides: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -603,7 +635,7 @@ def test_doctor_says_what_is_to_be_expected(tmp_path: Path) -> None:
         "inodes",
         "shared memory",
         "open files",
-        "decoding",
+        "reading",
         "model",
     ):
         assert any(line[5:].startswith(name) for line in result.stdout.splitlines()), name
@@ -623,6 +655,42 @@ def test_doctor_measures_the_model_that_is_named(model: Path, tmp_path: Path) ->
     assert (refused.exit_code, "no such model file" in refused.stderr) == (1, True)
 
 
+def test_doctor_measures_what_a_worker_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the threads of one worker of several, through the slide's reader and the cutter."""
+    found = [Gpu(str(index), "") for index in range(4)]
+    asked: list[int] = []
+
+    def read(spec: PatchSpec, threads: int, seconds: float) -> float:
+        asked.append(threads)
+        return 900.0
+
+    monkeypatch.setattr(doctor, "choose_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(doctor, "list_gpus", lambda: found)
+    monkeypatch.setattr(doctor, "available_cores", lambda: 16)
+    monkeypatch.setattr(doctor, "measure_reading", read)
+    monkeypatch.setattr(doctor, "measure_model", lambda *given: 5000.0)
+    lines = [check.line for check in doctor._measure(make_checkpoint(), 0.1)]
+    assert asked == [4]
+    assert "900 patches/s from JPEG tiles by the 4 threads of one worker" in lines[0]
+    assert "about 900 patches/s on each of 4 GPUs of slides" in lines[2]
+    assert lines[2].endswith("the bottleneck is reading the slides")
+
+
+def test_the_drawn_slide_is_read_as_a_slide(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+    real = SlidePatches.read_block
+
+    def note(source: SlidePatches, block: int) -> PatchBlock:
+        patches = real(source, block)
+        read.append(patches.pixels.shape)
+        assert patches.readable.all()
+        return patches
+
+    monkeypatch.setattr(SlidePatches, "read_block", note)
+    assert measure_reading(PatchSpec(200, 200, 0.5), 2, 0.01) > 0
+    assert read == [(400, 200, 200, 3)] * 3  # 20 × 20 of them in 4,096 px; one to make ready
+
+
 def test_a_folder_that_cannot_be_written_is_bad() -> None:
     result = run("doctor", "--out", "/proc/results", "--seconds", 0.2)
     assert result.exit_code == 5
@@ -635,7 +703,7 @@ def test_what_is_expected_by_hand() -> None:
     assert apart.expected == 3000
     assert (shared.bottleneck, Speed(10, 30, shares_cores=False).bottleneck) == (
         "the model",
-        "decoding the slides",
+        "reading the slides",
     )
 
 

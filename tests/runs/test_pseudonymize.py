@@ -344,3 +344,13 @@ def test_options_that_contradict_each_other_are_refused(
 ) -> None:
     touch(tmp_path / "sheet.csv")
     link(tmp_path, *(argument.format(tmp_path) for argument in arguments), exit_code=2)
+
+
+def test_a_mask_of_the_sheet_is_linked_and_named(tmp_path: Path) -> None:
+    touch(tmp_path / "anna.svs", tmp_path / "drawn" / "tissue-of-anna.png")
+    (tmp_path / "sheet.csv").write_text("wsi,mask\nanna.svs,drawn/tissue-of-anna.png\n")
+    assert " and 1 masks" in link(tmp_path, "--sheet", tmp_path / "sheet.csv").output
+    (line,) = read_lines(tmp_path / "links" / "slides.csv")
+    assert line["mask"] == f"masks/{names_of(tmp_path).name('anna')}.png"
+    target = (tmp_path / "links" / line["mask"]).readlink()
+    assert target == tmp_path / "drawn" / "tissue-of-anna.png"

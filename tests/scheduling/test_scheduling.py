@@ -380,7 +380,7 @@ def test_gpus_are_those_that_this_process_may_see(
 
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.runs.workers.ask_gpus", lambda: FOUND)
+    monkeypatch.setattr("wsi_pipeline.models.gpus.ask_gpus", lambda: FOUND)
 
 
 def test_without_worker_processes_one_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ def test_a_plain_loop_sees_its_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.system
 def test_the_gpus_are_asked_for_in_a_process_of_its_own() -> None:
     code = (
-        "import sys; from wsi_pipeline.runs.workers import ask_gpus;"
+        "import sys; from wsi_pipeline.models.gpus import ask_gpus;"
         "print(len(ask_gpus()), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

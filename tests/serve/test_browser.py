@@ -32,6 +32,7 @@ from tests.served import TOKEN, replace_probabilities, run_server, wait_until
 from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.review_file import read_review, review_path
+from wsi_pipeline.counting.training_calls import list_training_calls
 from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.result import SlideResult
@@ -341,8 +342,9 @@ def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path
         finally:
             view.send_signal(signal.SIGINT)
         told = view.communicate(timeout=30)[1]
-    assert '<a href="/slides/one">one</a>' in seen.read_text()
+    assert '<a class="name" href="/slides/one">one</a>' in seen.read_text()
     assert (view.returncode, b"Traceback" in told) == (0, False)
+    assert told.endswith(b"\nstopped\n")
 
 
 @pytest.fixture
@@ -469,3 +471,26 @@ def test_the_viewer_marks_a_slide_unlike_the_training_patches(
             assert marked == is_marked
         context.close()
     assert watched.faults == []
+
+
+def test_the_second_queue_trains_and_counts_nothing(reviewed: tuple[Watched, Path]) -> None:
+    watched, results = reviewed
+    page = watched.page
+    page.goto(f"{watched.origin}/review/r0/one")
+    page.wait_for_selector("body[data-ready=yes]")
+    page.keyboard.press("q")
+    expect(page.locator("#for-training")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#why")).to_have_text("This patch is one of the most probable patches.")
+    assert shown_place(page) == (9, 11)
+    page.keyboard.press("0")
+    expect(page.locator("#progress")).to_have_text("1 called")
+    expect(page.locator("#hard")).to_have_text("0 positive, 1 negative; 1 hard negative")
+    expect(page.locator("#spent")).to_have_text(re.compile(r"1 patch in \d\.\d min"))
+    expect(page.locator("#train-lines")).to_contain_text("wsi label stores --reviews results")
+    (calls,) = list_training_calls(results)
+    assert calls.labels == {119: False}
+    assert not review_path(results, "one").exists()
+    page.keyboard.press("u")
+    expect(page.locator("#progress")).to_have_text("0 called")
+    page.keyboard.press("q")
+    expect(page.locator("#progress")).to_have_text("0 of 10")

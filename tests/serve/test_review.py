@@ -25,6 +25,7 @@ from tests.served import (
 )
 from wsi_pipeline.counting.review_file import read_estimate, read_review, review_path
 from wsi_pipeline.serve.settings import ServeSettings
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import find_results, open_result
 
 ONE = "/api/v1/reviews/r0/one"
@@ -341,3 +342,63 @@ def test_runs_aggregation_and_cleaning_leave_reviews_alone(desk: Desk) -> None:
     assert [folder.name for folder in find_results([results])] == ["one", "two"]
     client = desk.open("ann")
     assert client.get(ONE).json()["answered"] == 10  # of the first model's strata
+
+
+TRAINING = f"{ONE}/training"
+
+
+def test_answers_for_training_never_enter_a_count(desk: Desk) -> None:
+    """Probabilities rise by row: the most probable patch is the last, and is a hard negative."""
+    client = desk.open()
+    before = client.get("/api/v1/slides/one/summary").json()
+    first = client.get(TRAINING).json()["upcoming"]
+    assert [each["queue"] for each in first] == ["top", "unsure", "top", "unsure"]
+    assert (first[0]["row"], first[0]["col"]) == (9, 11)
+    for each, is_positive in zip(first[:2], (False, True), strict=True):
+        place = {"row": each["row"], "col": each["col"]}
+        sent = place | {"is_positive": is_positive, "seconds": 30}
+        body = client.post(f"{TRAINING}/answers", json=sent).json()
+    assert (body["called"], body["positives"], body["hard_negatives"]) == (2, 1, 1)
+    assert body["seconds"] == 60
+    assert not desk.file.exists()
+    assert client.get(ONE).json()["answered"] == 0
+    assert client.get("/api/v1/slides/one/summary").json() == before
+    body = client.delete(f"{TRAINING}/answers/last").json()
+    assert (body["called"], body["undone"]) == (1, {key: first[1][key] for key in ("row", "col")})
+
+
+def test_only_patches_that_are_asked_about_are_taken_for_training(desk: Desk) -> None:
+    client = desk.open()
+    sent = {"row": 0, "col": 0, "is_positive": True, "seconds": 1}
+    assert client.post(f"{TRAINING}/answers", json=sent).status_code == 409
+    assert client.post(f"{TRAINING}/answers", json=sent | {"seconds": -1}).status_code == 422
+    with ExitStack() as stack:
+        settings = ServeSettings(results=(desk.root / "results",), token=TOKEN, decoders=1)
+        url, _ = stack.enter_context(run_server(settings))
+        assert stack.enter_context(connect(url)).get(TRAINING).status_code == 404
+
+
+def test_answers_for_training_label_a_store_and_those_of_the_count_overrule(desk: Desk) -> None:
+    infer_here(desk.root)
+    client = desk.open()
+    for _ in range(6):
+        each = client.get(TRAINING).json()["upcoming"][0]
+        sent = {"row": each["row"], "col": each["col"], "is_positive": False, "seconds": 2}
+        assert client.post(f"{TRAINING}/answers", json=sent).status_code == 200
+    tiled = run(
+        *("tile", desk.root / "slides" / "one.tiff", "-o", desk.root / "stores", "--workers", 0),
+        *("--mpp", 0.5, "--min-tissue", 0),
+    )
+    assert tiled.exit_code == 0, tiled.output
+    told = run("label", desk.root / "stores", "--reviews", desk.root / "results")
+    assert told.exit_code == 0, told.output
+    store = PatchStore(desk.root / "stores" / "one.patches.zarr")
+    assert np.bincount(store.labels + 1).tolist() == [114, 6]
+    assert store.attributes["labels"]["review"]["hard_negatives"] == 3
+    body = client.get(ONE).json()
+    while body["upcoming"]:
+        place = body["upcoming"][0]
+        body = answer(client, place, True).json()
+    assert run("label", desk.root / "stores", "--reviews", desk.root / "results").exit_code == 0
+    labels = PatchStore(desk.root / "stores" / "one.patches.zarr").labels
+    assert np.count_nonzero(labels == 1) == 10

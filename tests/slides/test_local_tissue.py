@@ -54,6 +54,12 @@ def test_an_uneven_lamp_is_no_tissue(lamp: tuple[float, float]) -> None:
     assert_section(look(slide() * 10 ** -(lamp[0] * y**2 + lamp[1] * (x + 1) / 2)[..., None]))
 
 
+def test_a_lamp_that_falls_off_to_two_thirds_is_no_tissue() -> None:
+    picture = slide()
+    picture *= 10 ** -np.linspace(0, 0.18, picture.shape[1])[:, None]
+    assert_section(look(picture))
+
+
 def test_pale_tissue_is_found_whatever_lies_beside_it() -> None:
     alone, inked, brown = slide(tissue=PALE, grain=2), *np.stack([slide(tissue=PALE, grain=2)] * 2)
     inked[:30, :150] = BLUE_INK
@@ -227,7 +233,13 @@ def test_every_kind_of_drawn_slide_is_told_from_glass(number: int) -> None:
     assert stained_glass.score(found.tissue, drawn) >= 0.85
 
 
-@pytest.mark.parametrize("number", range(0, 2 * len(drawn_thumbnails.KINDS), 2))
+OF_FIRST_HAND = [
+    *range(0, 2 * len(drawn_thumbnails.KINDS), 2),
+    *(drawn_thumbnails.LATER + 2 * kind for kind in range(len(drawn_thumbnails.LATER_KINDS))),
+]
+
+
+@pytest.mark.parametrize("number", OF_FIRST_HAND)
 def test_every_kind_that_it_was_tuned_on_is_still_told_from_glass(number: int) -> None:
     drawn = drawn_thumbnails.draw(number)
     found = find_local_tissue(drawn.rgb, drawn_thumbnails.UM_PER_PX, Limits())

@@ -6,6 +6,7 @@ import struct
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 
@@ -209,3 +210,26 @@ def test_a_dicom_header_of_very_many_tags_costs_little(tmp_path: Path) -> None:
     began = time.process_time()
     assert read_header(tmp_path / "one.dcm") is None
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("slide", "mask"),
+    [
+        ("X.tiff", "X_mask.tif"),
+        ("x.tiff", "X_MASK.TIF"),
+        ("X.tiff", "X mask.tif"),
+        ("X.tiff", "X_tissue_mask.tif"),
+        ("X_HE.tiff", "X_mask.tif"),
+        ("X.tiff", "masks/X_mask.tif"),
+        ("X_labels.tiff", "X_labels_mask.tif"),
+    ],
+)
+def test_a_mask_without_losses_is_never_a_slide_beside_its_slide(
+    slide: str, mask: str, tmp_path: Path
+) -> None:
+    write_slide(tmp_path / slide, tissue(300, 280))
+    (tmp_path / mask).parent.mkdir(exist_ok=True)
+    tifffile.imwrite(tmp_path / mask, np.zeros((280, 300), np.uint8), compression="deflate")
+    listing = list_slides([tmp_path], recursive=True)
+    assert [found.path.name for found in listing.slides] == [slide]
+    assert [path.name for path in listing.images] == [Path(mask).name]

@@ -283,7 +283,7 @@ def test_a_fault_of_our_own_decoder_costs_no_patch_and_is_counted(
     reader = TiffReader(path, "s")
     assert reader.direct_levels == (0,)
 
-    def fail(content: bytes, form: TileFormat) -> np.ndarray:
+    def fail(content: bytes, form: TileFormat, into: np.ndarray | None = None) -> np.ndarray:
         raise TileFault("no memory")
 
     monkeypatch.setattr(tiff_reader, "decode_tile", fail)
@@ -303,7 +303,9 @@ def test_a_decoder_that_disagrees_with_openslide_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        tiff_reader, "decode_tile", lambda content, form: decode_tile(content, form) ^ np.uint8(1)
+        tiff_reader,
+        "decode_tile",
+        lambda content, form, into=None: decode_tile(content, form) ^ np.uint8(1),
     )
     path = write_tiles(tmp_path / "s.tiff", *ODD_SIZE, tile=256, **JPEG_YCC)
     assert assert_equal_to_openslide(path).direct_levels == ()

@@ -51,6 +51,7 @@ def make_full_table() -> PatchTable:
     tissue[2:5, 3:] = True
     areas = np.where(tissue, 1, np.arange(width) % 7).astype(np.uint8)
     known = replace(table, quality=quality, tissue=tissue, areas=areas)
+    known = replace(known, tissue_id=np.array([1, 1, 2, 0, 2], dtype=np.int32))
     return replace(known, class_names=("not tumour", "tumour"))
 
 

@@ -19,7 +19,8 @@ from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, MemoryPixels, load_labelled
-from wsi_pipeline.training.fit import FitJob, run_fit
+from wsi_pipeline.training.fit import FitJob
+from wsi_pipeline.training.ranks import run_fit
 from wsi_pipeline.training.split import SplitChoice
 from wsi_pipeline.training.threads import map_in_lanes, prepare_ahead
 

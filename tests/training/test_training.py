@@ -22,9 +22,10 @@ from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.fit import FitJob, choose_precision, run_fit
+from wsi_pipeline.training.fit import FitJob, choose_precision
 from wsi_pipeline.training.loop import Epoch, FitHistory, unpack_history
 from wsi_pipeline.training.optimise import Optimisation, Schedule
+from wsi_pipeline.training.ranks import run_fit
 from wsi_pipeline.training.run import Trained, train
 from wsi_pipeline.training.split import PatientSplit, SplitChoice, read_split_file
 from wsi_pipeline.training.state import SavedState

@@ -22,7 +22,7 @@ QUALITY_FLAGS = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
 LOCAL, OTSU = "local", "otsu"
 TISSUE_DETECTORS = (LOCAL, OTSU)
 AREAS = ("glass", "tissue", "pen", "border", "fill", "uncertain", "dark")
-"""What a pixel of a thumbnail was taken for, by its number."""
+"""Areas that pixels of a thumbnail are taken for, by their number."""
 SCALE_TOLERANCE = 0.05
 """Patches whose scale differs by no more than this share are of one scale to a model."""
 
@@ -69,11 +69,11 @@ COLORMAPS = (
 are readable with every kind of colour blindness."""
 BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING = "probability", "positive", "everything"
 MAP_MODES = (BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING)
-"""How a map lies on its slide: from the threshold on, opaque by probability or evenly; or all."""
+"""Ways to lay a map on its slide: opaque by probability or evenly from the threshold on; or all."""
 OUTPUT_GROUPS = {
     "all": (
         *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),
-        *("regions", "geojson", "ome-zarr", "ome-tiff"),
+        *("regions", "geojson", "tissue", "ome-zarr", "ome-tiff"),
     ),
     "png": ("heatmap", "overlay", "spread", "gallery"),
 }
@@ -114,23 +114,30 @@ EVALUATION_JSON = "evaluation.json"
 EVALUATION_HTML = "evaluation.html"
 COMPARISON_CSV = "comparison.csv"
 EVENTS_JSONL = "events.jsonl"
+PROGRESS_JSON = "progress.json"
 LEFT_OUT_CSV = "left_out.csv"
 LOG = "wsi.log"
 REVIEWS = "reviews"
 """Folder in a results folder with what people have called: `<slide_id>.json`."""
+TRUTH = "truth"
+"""Folder in a results folder with the labels that it was evaluated by."""
+CORRECTIONS = "corrections"
+"""Folder in a results folder with regions that people drew in the viewer: `<slide_id>.geojson`."""
+FOLDERS = frozenset({REVIEWS, TRUTH, CORRECTIONS})
 RESERVED = frozenset(
     {
-        REVIEWS,
+        *FOLDERS,
         *(SLIDES_CSV, FAILURES_CSV, RUN_JSON, INDEX_HTML, EVENTS_JSONL, LEFT_OUT_CSV, LOG),
         *(EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV),
         *(PATIENTS_CSV, EVALUATION_PATIENTS_CSV, EVALUATION_GROUPS_CSV),
     }
 )
 """Names of a run's own files, which no slide's folder may have."""
-WRITTEN = (RESERVED - {REVIEWS}) | {AGGREGATE_JSON, SLIDES_PARQUET}
+WRITTEN = (RESERVED - FOLDERS) | {AGGREGATE_JSON, SLIDES_PARQUET}
 """Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
 MASK_SUFFIX = ".mask.png"
 LABELS_SUFFIX = ".labels.png"
+PREVIEW_SUFFIX = ".preview.html"
 CONFIG_JSON, TORCHSCRIPT = "config.json", "torchscript_model.pt"
 """Files of an external model's folder, as in the WSInfer zoo."""
 EXTERNAL_THRESHOLD = 0.5

@@ -11,15 +11,27 @@ NUMBER = re.compile(r"[+-]?([0-9]++\.?+[0-9]*+|\.[0-9]++)(e[+-]?[0-9]++)?|[+-]?(
 
 Possessive: else a field of a hundred thousand digits and a letter takes half a minute.
 """
+MANY = 1e5
 SHIELD = "'"
 """Prefix of such a text: spreadsheets show what follows and do not run it."""
 
 
 def format_csv(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a CSV table: empty fields for None, numbers as they are, texts shielded."""
+    """Return a CSV table: empty fields for None, numbers rounded for people, texts shielded."""
     return "".join(
-        ",".join(_quote(shield(value)) for value in row) + "\n" for row in (header, *rows)
+        ",".join(_quote(shield(round_number(value))) for value in row) + "\n"
+        for row in (header, *rows)
     )
+
+
+def round_number(value: Any) -> Any:
+    """Return a float without digits that carry nothing, and anything else as it is.
+
+    Six significant digits remain, and of 100,000 and more, such as pixels of a slide, tenths.
+    """
+    if not isinstance(value, float):
+        return value
+    return round(float(value), 1) if abs(value) >= MANY else float(f"{value:.6g}")
 
 
 def _quote(value: Any) -> str:

@@ -78,7 +78,7 @@ class SheetOptions:
     """A sample sheet."""
 
     sheet: Path | None = option(None, INPUT,
-        "Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, split,"
+        "Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, mask, split,"
         " label; any further column is kept with the slide.", metavar="CSV", path="file")
 
 
@@ -115,8 +115,8 @@ class SlideScaleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutOptions(SlideScaleOptions):
-    """Options of cutting slides, for storing and for inference."""
+class TissueOptions:
+    """Options of finding tissue, and of faults of patches."""
 
     min_tissue: float = option(
         0.5, TISSUE, "Keep a patch if at least this fraction of it is tissue (0: keep all).",
@@ -125,8 +125,51 @@ class CutOptions(SlideScaleOptions):
         "How tissue is found: by density over the slide's own glass, in each place (local), or by"
         " one threshold of saturation (otsu). [default: local, and what otsu made is taken]",
         choices=TISSUE_DETECTORS)
+    mask: Path | None = option(None, TISSUE,
+        "Where to look, per slide: images (above 0 is tissue) or regions of any label format, named"
+        " like the slides. What lies outside is not assessed.", metavar="DIR")
+    mask_mpp: float = option(
+        8.0, TISSUE, "Scale at which tissue is looked for.", metavar="UM_PER_PX")
+    min_object: float = option(
+        20_000.0, TISSUE, "Smaller pieces of tissue are dust, in µm².", metavar="UM2")
+    max_hole: float = option(
+        20_000.0, TISSUE, "Smaller holes belong to the tissue, in µm².", metavar="UM2")
+    closing: float = option(48.0, TISSUE,
+        "Gaps in tissue up to about twice this wide are closed, as in fat.", metavar="UM")
+    min_width: float = option(32.0, TISSUE,
+        "Without colour, what is narrower than twice this is a hair or a line; local only.",
+        metavar="UM")
+    min_density: float = option(0.12, TISSUE,
+        "Optical density from which on anything is tissue; paler, it needs a colour or a texture;"
+        " local only.", metavar="OD")
+    max_pen: float = option(
+        0.1, TISSUE, "Flag a patch if more than this fraction of it is pen ink.", low=0, high=1)
+    max_fold: float = option(0.1, TISSUE,
+        "Flag a patch if more than this fraction of it is folded; local only.", low=0, high=1)
+    max_bubble: float = option(0.5, TISSUE,
+        "Flag a patch if more than this fraction of it lies in a bubble; local only.",
+        low=0, high=1)
+    min_sharpness: float | None = option(None, TISSUE,
+        "Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as"
+        " blurred. [default: not measured]", metavar="VARIANCE")
+    drop: Sequence[str] = option(
+        (), TISSUE, "Leave out patches with this flag. May be repeated.",
+        choices=tuple(QUALITY_FLAGS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutOptions(SlideScaleOptions, TissueOptions):
+    """Options of where and how slides are cut, for storing and for inference."""
+
     allow_upsample: bool = option(
         False, SCALE, "Cut finer than the scan, which adds pixels but no detail.")
+    mpp_csv: Path | None = option(None, SCALE,
+        "µm per pixel of single slides, columns wsi and mpp; overrules the files and --slide-mpp.",
+        metavar="CSV", path="file")
+    reader: str = option(AUTO, SCALE,
+        "Reader of slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast"
+        " and with the same pixels; auto: the fastest that knows the file.",
+        choices=(AUTO, *READER_NAMES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,43 +254,7 @@ class RunOptions(WorkerOptions, ForceOptions, SpaceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TissueOptions:
-    """Options of finding tissue, and of faults of patches."""
-
-    mask: Path | None = option(None, TISSUE,
-        "Your own tissue masks: PNG or TIFF (above 0 is tissue) or QuPath GeoJSON, named like the"
-        " slides.", metavar="DIR")
-    mask_mpp: float = option(
-        8.0, TISSUE, "Scale at which tissue is looked for.", metavar="UM_PER_PX")
-    min_object: float = option(
-        20_000.0, TISSUE, "Smaller pieces of tissue are dust, in µm².", metavar="UM2")
-    max_hole: float = option(
-        20_000.0, TISSUE, "Smaller holes belong to the tissue, in µm².", metavar="UM2")
-    closing: float = option(48.0, TISSUE,
-        "Gaps in tissue up to about twice this wide are closed, as in fat.", metavar="UM")
-    min_width: float = option(32.0, TISSUE,
-        "Without colour, what is narrower than twice this is a hair or a line; local only.",
-        metavar="UM")
-    min_density: float = option(0.12, TISSUE,
-        "Optical density from which on anything is tissue; paler, it needs a colour or a texture;"
-        " local only.", metavar="OD")
-    max_pen: float = option(
-        0.1, TISSUE, "Flag a patch if more than this fraction of it is pen ink.", low=0, high=1)
-    max_fold: float = option(0.1, TISSUE,
-        "Flag a patch if more than this fraction of it is folded; local only.", low=0, high=1)
-    max_bubble: float = option(0.5, TISSUE,
-        "Flag a patch if more than this fraction of it lies in a bubble; local only.",
-        low=0, high=1)
-    min_sharpness: float | None = option(None, TISSUE,
-        "Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as"
-        " blurred. [default: not measured]", metavar="VARIANCE")
-    drop: Sequence[str] = option(
-        (), TISSUE, "Leave out patches with this flag. May be repeated.",
-        choices=tuple(QUALITY_FLAGS))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileOptions(CutOptions, TissueOptions, LabelOptions, RunOptions):
+class TileOptions(CutOptions, LabelOptions, RunOptions):
     """Options of `wsi tile`."""
 
     mpp: float | None = option(
@@ -268,13 +275,6 @@ class TileOptions(CutOptions, TissueOptions, LabelOptions, RunOptions):
     patient_regex: str | None = option(None, INPUT,
         "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
         " slide is a patient of its own]", metavar="REGEX")
-    mpp_csv: Path | None = option(None, SCALE,
-        "µm per pixel of single slides, columns wsi and mpp; overrules the files and --slide-mpp.",
-        metavar="CSV", path="file")
-    reader: str = option(AUTO, SCALE,
-        "Reader of slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast"
-        " and with the same pixels; auto: the fastest that knows the file.",
-        choices=(AUTO, *READER_NAMES))
     icc: str = option(RAW, SCALE,
         "Colours: raw, as they stand in the file, or srgb, by the slide's own colour profile (ICC,"
         " perceptual); slides without a profile stay as they are.", choices=COLOURS)
@@ -319,7 +319,9 @@ class OutputOptions:
     outputs: str = option("all", OUTPUT, FORMATS_HELP, metavar="NAMES")
     colormap: str = option(
         COLORMAPS[0], OUTPUT, "Colours of heatmap and overlay.", choices=COLORMAPS)
-    alpha: float = option(0.45, OUTPUT, "Opacity of the map in overlay.png, 0 to 1.", low=0, high=1)
+    alpha: float = option(
+        0.6, OUTPUT, "Opacity of the map in overlay.png where the probability is 1, 0 to 1.",
+        low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)

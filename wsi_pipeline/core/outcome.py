@@ -42,6 +42,8 @@ def _metric(description: str, **limits: Any) -> Any:
 
 
 SHARE = {"ge": 0, "le": 1}
+NEAR = 0.1
+"""A patch whose probability is no further than this from the threshold is near it."""
 
 
 class Distance(NamedTuple):
@@ -125,6 +127,11 @@ class SlideSummary:
     positives_left_out: int = _metric(
         "Patches that reach the threshold in regions smaller than min_region_mm2", ge=0
     )
+    near_threshold: int | None = _metric(
+        f"Assessed patches whose probability lies within {NEAR} of the threshold; null: not"
+        " recorded",
+        ge=0,
+    )
     threshold: float = _metric("Probability from which on a patch is positive", **SHARE)
     threshold_source: str = _metric(
         "count: the model's threshold for counting; detect: its threshold for finding; user: a"
@@ -151,6 +158,9 @@ class SlideSummary:
     )
     reader_note: str | None = _metric(
         "Reader that cannot see damage; null: damage was looked for, or not recorded"
+    )
+    mask: str | None = _metric(
+        "Name of the user's mask; nothing outside of it was assessed; null: none, or not recorded"
     )
     model_digest: str = _metric("SHA-256 that names the model")
     colour_distance: float | None = _metric(
@@ -217,6 +227,24 @@ def describe_distance(summary: SlideSummary) -> str:
 def describe_unlike(summary: SlideSummary) -> str:
     """Return the same for a slide beyond the limits; "" for any other."""
     return describe_distance(summary) if summary.unlike_training else ""
+
+
+def list_concerns(summary: SlideSummary) -> dict[str, str]:
+    """Return why to look at a slide before others, by kind, most pressing first.
+
+    Kinds: damaged; unlike, further from the training patches than the model's limits; near, where
+    the patches near the threshold are at least half as many as the positive ones.
+    """
+    found: dict[str, str] = {}
+    if summary.unreadable:
+        found["damaged"] = f"{summary.unreadable:,} of {summary.patches:,} patches unreadable"
+    if summary.unlike_training:
+        found["unlike"] = describe_unlike(summary).partition(": ")[2]
+    near, positives = summary.near_threshold or 0, summary.positives
+    if near and 2 * near >= positives:
+        word = "patch" if near == 1 else "patches"
+        found["near"] = f"{near:,} {word} within {NEAR} of the threshold, {positives:,} positive"
+    return found
 
 
 def describe_counting(summary: SlideSummary) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.choices import AREAS, MASK_SUFFIX, QUALITY_FLAGS
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
@@ -189,6 +190,13 @@ class PatchTable:
     """(height, width) of the thumbnail: index into `AREAS` of what a pixel was taken for."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Values of the free columns of the sample sheet, such as the site; empty ones are absent."""
+    tissue_id: NDArray[np.int32] | None = None
+    """(n,) piece of tissue that each patch lies on, as `slides/pieces` numbers them; 0: the rest.
+
+    None where patches were chosen by no mask, or the store is from before pieces.
+    """
+    mask_name: str | None = None
+    """Name of the user's mask, outside of which nothing was looked at; None: no mask was given."""
 
     @property
     def patches(self) -> int:
@@ -222,7 +230,9 @@ class PatchTable:
         """Return everything but the arrays as JSON values; without columns none are mentioned."""
         _, downsample, origin_xy_l0 = self.thumbnail
         columns = {"columns": dict(self.columns)} if self.columns else {}
-        return columns | {
+        pieces = {} if self.tissue_id is None else {"has_tissue_id": True}
+        mask = {} if self.mask_name is None else {"mask": self.mask_name}
+        own = {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
             "block_size": self.block_size,
@@ -233,6 +243,7 @@ class PatchTable:
             "has_tissue": self.tissue is not None,
             "has_areas": self.areas is not None,
         }
+        return columns | pieces | mask | own
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by their names on disk.
@@ -257,6 +268,8 @@ class PatchTable:
             arrays["tissue"] = self.tissue
         if self.areas is not None:
             arrays["areas"] = self.areas
+        if self.tissue_id is not None:
+            arrays["tissue_id"] = self.tissue_id
         return arrays if self.quality is None else arrays | self.quality._asdict()
 
     @classmethod
@@ -270,6 +283,9 @@ class PatchTable:
         columns = value.get("columns", {})
         if not isinstance(columns, dict) or not all(isinstance(v, str) for v in columns.values()):
             raise TypeError("the values of its columns are not texts")
+        mask_name = value.get("mask")
+        if not isinstance(mask_name, str | None):
+            raise TypeError("the name of its mask is not a text")
         quality, tissue = None, None
         if value.get("has_quality"):
             quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
@@ -290,6 +306,8 @@ class PatchTable:
             tissue=tissue,
             areas=arrays["areas"] if value.get("has_areas") else None,
             columns=columns,
+            tissue_id=arrays["tissue_id"] if value.get("has_tissue_id") else None,
+            mask_name=mask_name,
         )
 
 
@@ -312,3 +330,12 @@ class PatchSource(Protocol):
     """Patches of one slide in a fixed order, read block by block: a store, or the slide itself."""
 
     def read_block(self, block: int) -> PatchBlock: ...
+
+
+@runtime_checkable
+class TileSource(Protocol):
+    """A source that can also give the decoded tiles from which its patches are cut."""
+
+    def read_tiles(self, block: int, buffers: PixelBuffers) -> TiledBlock | None:
+        """Return a block in memory of `buffers`, or None where `read_block` must cut it."""
+        ...

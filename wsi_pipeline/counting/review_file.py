@@ -8,10 +8,8 @@ come from anywhere.
 import base64
 import binascii
 import re
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +24,7 @@ from wsi_pipeline.core.json_io import format_json, read_json
 from wsi_pipeline.counting.estimate import CountEstimate
 from wsi_pipeline.counting.review import MAX_REVIEWER, UNDRAWN, Answer, Answers, Review, ShownPatch
 from wsi_pipeline.store.files import write_file
-from wsi_pipeline.store.lock import LockHeld, hold_lock
+from wsi_pipeline.store.lock import wait_for_lock
 
 KIND = "wsi review"
 FORMAT_VERSION = 1
@@ -125,31 +123,12 @@ def change_review(
     None stands for a review that is not there yet. One writer at a time, on this machine and on
     others that share the folder; a change that raises writes nothing. Raises as `read_review`.
     """
-    with _hold(path):
+    with wait_for_lock(path, WAIT_S):
         old = read_review(path, fingerprint, grid) if path.exists() else None
         new = change(old)
         if new is not old:
             write_review(path, new)
     return new
-
-
-@contextmanager
-def _hold(path: Path) -> Iterator[None]:
-    """Hold the file's lock, after waiting for another writer."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        lock = hold_lock(path)
-        try:
-            lock.__enter__()
-            break
-        except LockHeld:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _to_json(review: Review) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.calibration import (
     COUNT,
@@ -55,6 +56,10 @@ class LabelledSlide:
     probability: Floats
     """As the results show it; NaN where not assessed."""
     summary: SlideSummary
+    source: str
+    """Name of the label file, or where else the labels are from."""
+    areas: tuple[BaseGeometry, BaseGeometry] | None
+    """Negative and positive area of the label file, where it has regions."""
 
     def take(self, chosen: NDArray[Any]) -> "LabelledSlide":
         """Return the slide with some of its patches."""
@@ -77,7 +82,7 @@ class LabelledResults:
     slides: tuple[LabelledSlide, ...]
     unlabelled: tuple[str, ...]
     aggregation: Aggregation = field(default_factory=Aggregation)
-    """What made the probabilities of the logits, alike for all slides."""
+    """The terms by which logits became probabilities, alike for all slides."""
 
     @cached_property
     def assessed(self) -> tuple[LabelledSlide, ...]:
@@ -242,17 +247,21 @@ def _label_slide(
     table, slide_id = predictions.table, summary.slide_id
     positions, labels = table.positions, table.labels
     logit, probability = predictions.logit, predictions.probability
+    source, areas = "patch store", None
     if files:
         label_file = files[slide_id]
         if label_file is None:
             return None
         # Every position of the grid, so that labelled tissue that was not assessed counts too.
         positions = all_positions(table.grid)
-        labels = label_positions(label_file, table.slide, table.grid, positions, rules).labels
+        found = label_positions(label_file, table.slide, table.grid, positions, rules)
+        labels, areas, source = found.labels, found.areas, label_file.name
         logit, probability = (
             place_on_grid(table, values)[tuple(positions.T)] for values in (logit, probability)
         )
-    slide = LabelledSlide(slide_id, table, positions, labels, logit, probability, summary)
+    slide = LabelledSlide(
+        slide_id, table, positions, labels, logit, probability, summary, source, areas
+    )
     return slide.take(labels >= 0)
 
 

@@ -24,6 +24,7 @@ from wsi_pipeline.evaluation.labelled import (
     pool_slides,
 )
 from wsi_pipeline.evaluation.page import write_evaluation_page
+from wsi_pipeline.evaluation.truth import keep_truths
 from wsi_pipeline.evaluation.units import (
     NO_INTERVAL,
     UnitEvaluation,
@@ -136,6 +137,7 @@ def evaluate_results(
         grouped=grouped,
     )
     _write(results, labelled, evaluation, threshold)
+    keep_truths(results, labelled.slides, labelled.class_names)
     return evaluation
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid
@@ -25,14 +26,16 @@ from wsi_pipeline.labels.annotation import (
     DATABASE_SUFFIXES,
     IMAGE_SUFFIXES,
     JSON_SUFFIXES,
+    Annotation,
     describe_regions,
     peek_root,
 )
-from wsi_pipeline.labels.assignment import PatchLabels, assign_regions
+from wsi_pipeline.labels.assignment import PatchLabels, assign_regions, place_regions
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.mask import assign_mask, describe_pixels
 from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
 
+Place = Callable[[Path, SlideInfo, LabelRules], tuple[Annotation, list[BaseGeometry]]]
 Assign = Callable[[Path, SlideInfo, Grid, NDArray[np.int32], LabelRules], PatchLabels]
 
 
@@ -42,33 +45,32 @@ class LabelSource:
 
     recognises: Callable[[Path], bool]
     assign: Assign
+    place: Place | None = None
+    """None: it holds no regions."""
+
+
+def _of_regions(
+    recognises: Callable[[Path], bool], read: Callable[[Path, bool], Annotation], from_bounds: bool
+) -> LabelSource:
+    """Return the format of files that `read` reads, from the scanned area's corner or not."""
+    return LabelSource(
+        recognises,
+        partial(assign_regions, read, from_bounds),
+        partial(place_regions, read, from_bounds),
+    )
 
 
 LABEL_SOURCES: dict[str, LabelSource] = {
-    "darwin": LabelSource(
-        platform_json.is_darwin, partial(assign_regions, platform_json.read_darwin, False)
-    ),
-    "cytomine": LabelSource(
-        platform_json.is_cytomine, partial(assign_regions, platform_json.read_cytomine, False)
-    ),
+    "darwin": _of_regions(platform_json.is_darwin, platform_json.read_darwin, False),
+    "cytomine": _of_regions(platform_json.is_cytomine, platform_json.read_cytomine, False),
     # QuPath shows the scanned area only, so its coordinates start at that area's corner; those of
     # the other formats start at the slide's corner.
-    "geojson": LabelSource(
-        lambda path: path.suffix.lower() in JSON_SUFFIXES,
-        partial(assign_regions, read_geojson, True),
-    ),
-    "asap": LabelSource(
-        lambda path: peek_root(path) == asap_xml.ROOT,
-        partial(assign_regions, asap_xml.read_asap, False),
-    ),
-    "halo": LabelSource(halo_xml.is_halo, partial(assign_regions, halo_xml.read_halo, False)),
-    "ndpa": LabelSource(
-        lambda path: peek_root(path) == ndpa_xml.ROOT,
-        partial(assign_regions, ndpa_xml.read_ndpa, False),
-    ),
-    "imagescope": LabelSource(
-        lambda path: peek_root(path) == imagescope_xml.ROOT,
-        partial(assign_regions, imagescope_xml.read_imagescope, False),
+    "geojson": _of_regions(lambda path: path.suffix.lower() in JSON_SUFFIXES, read_geojson, True),
+    "asap": _of_regions(lambda path: peek_root(path) == asap_xml.ROOT, asap_xml.read_asap, False),
+    "halo": _of_regions(halo_xml.is_halo, halo_xml.read_halo, False),
+    "ndpa": _of_regions(lambda path: peek_root(path) == ndpa_xml.ROOT, ndpa_xml.read_ndpa, False),
+    "imagescope": _of_regions(
+        lambda path: peek_root(path) == imagescope_xml.ROOT, imagescope_xml.read_imagescope, False
     ),
     "sliderunner": LabelSource(
         lambda path: path.suffix.lower() in DATABASE_SUFFIXES, sliderunner_db.assign_sliderunner
@@ -92,6 +94,17 @@ def label_positions(
         f"{path}: not a label file of a known kind ({', '.join(LABEL_SOURCES)}); export the"
         " annotation as one of them"
     )
+
+
+def read_regions(path: Path, slide: SlideInfo) -> list[BaseGeometry]:
+    """Return the regions of a file of any format, in level-0 pixels, whatever their classes.
+
+    Raises LabelError where the file holds none, is damaged, or is of another slide.
+    """
+    for source in LABEL_SOURCES.values():
+        if source.place is not None and source.recognises(path):
+            return source.place(path, slide, LabelRules())[1]
+    raise LabelError(f"{path}: holds no regions that can be read; export them as QuPath GeoJSON")
 
 
 def describe_labels(description: Mapping[str, Any]) -> str:
@@ -129,4 +142,4 @@ def label_patches(
         return PatchLabels(unknown, np.full(len(positions), np.nan, np.float32), {})
     labels = label_positions(label_file, slide, grid, positions, rules)
     source = {"file": label_file.name, "sha256": file_sha256(label_file)}
-    return labels._replace(description=source | labels.description)
+    return labels._replace(description=source | labels.description, areas=None)

@@ -36,6 +36,8 @@ class PatchLabels(NamedTuple):
     """(n,) share of the patch that has its label's class; unknown: the larger share."""
     description: dict[str, Any]
     """Counts of regions, ignored and repaired objects."""
+    areas: tuple[BaseGeometry, BaseGeometry] | None = None
+    """All negative and all positive area in level-0 pixels; None where labels are of pixels."""
 
 
 def decide(
@@ -67,12 +69,7 @@ def assign_regions(
 
     Raises LabelError where they belong to another slide or a class is unknown.
     """
-    annotation = read(path, rules.is_strict)
-    is_offset = is_from_bounds if rules.origin == "auto" else rules.origin == "bounds"
-    left, top = slide.bounds_l0[:2] if is_offset else (0, 0)
-    to_l0 = annotation.place(slide) if annotation.place else (1, 0, 0, 1, left, top)
-    placed = [affine_transform(region.geometry, to_l0) for region in annotation.regions]
-    _check_slide(path, annotation, placed, slide)
+    annotation, placed = place_regions(read, is_from_bounds, path, slide, rules)
     meanings = [rules.meaning_of(path, each.class_name, each.groups) for each in annotation.regions]
     negative, positive, hole = _merge(zip(meanings, placed, strict=True), rules)
     boxes = positions_to_boxes_l0(positions, grid)
@@ -83,7 +80,27 @@ def assign_regions(
         negative_share = covered_shares(negative, boxes)
     labels, fraction = decide((negative_share, positive_share), rules)
     described = describe(annotation) | {"meanings": count_meanings(meanings, rules)}
-    return PatchLabels(labels, fraction, described)
+    return PatchLabels(labels, fraction, described, (negative, positive))
+
+
+def place_regions(
+    read: Callable[[Path, bool], Annotation],
+    is_from_bounds: bool,
+    path: Path,
+    slide: SlideInfo,
+    rules: LabelRules,
+) -> tuple[Annotation, list[BaseGeometry]]:
+    """Return the regions of a file, and their shapes in level-0 pixels of the slide.
+
+    Raises LabelError where they belong to another slide.
+    """
+    annotation = read(path, rules.is_strict)
+    is_offset = is_from_bounds if rules.origin == "auto" else rules.origin == "bounds"
+    left, top = slide.bounds_l0[:2] if is_offset else (0, 0)
+    to_l0 = annotation.place(slide) if annotation.place else (1, 0, 0, 1, left, top)
+    placed = [affine_transform(region.geometry, to_l0) for region in annotation.regions]
+    _check_slide(path, annotation, placed, slide)
+    return annotation, placed
 
 
 def count_meanings(meanings: Iterable[str], rules: LabelRules) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 A file belongs to the slide that has exactly its name; then come the name with the slide's suffix
 (`a.tif.geojson`), with `_labels`, and with `_mask`. A file that carries only the beginning of a
-name is taken where no slide of the run has exactly that name and just one begins with it.
+name is taken where no slide of the run has exactly that name and just one begins with it. Before
+that, a database of SlideRunner belongs to the slides whose file names it holds.
 """
 
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, LABEL_SUFFIXES
+from wsi_pipeline.labels.annotation import DATABASE_SUFFIXES, IMAGE_SUFFIXES, LABEL_SUFFIXES
+from wsi_pipeline.labels.sliderunner_db import MAX_SHOWN, list_slides
 
 LABEL_ENDING = "_labels"
 ENDINGS = (re.compile(r"[_-]labels?\Z", re.IGNORECASE), re.compile(r"[_-]masks?\Z", re.IGNORECASE))
@@ -70,14 +72,15 @@ def match_labels(
     """
     names = [_fold(slide) for slide in slides]
     exact = _match_exactly(names, files, [each.casefold() for each in suffixes])
-    used = {path for ranks in exact for path in ranks}
+    held, notes = _match_held(slides, files, suffixes)
+    used = {path for ranks in (*exact, *held) for path in ranks}
     beginnings = {path: _find_begun(path, names) for path in files if path not in used}
     matched: list[Path | None] = []
-    notes: list[str] = []
     for place, slide in enumerate(slides):
         of_slide = {path: -_length(path) for path, found in beginnings.items() if found == [place]}
-        best = _take_best(slide, exact[place] or of_slide)
-        if best is not None and not exact[place]:
+        known = exact[place] or held[place]
+        best = _take_best(slide, known or of_slide)
+        if best is not None and not known:
             notes.append(f"{best.name} is taken for {slide}, of whose name it has the beginning")
         matched.append(best)
     for path, places in beginnings.items():
@@ -104,6 +107,36 @@ def _match_exactly(
         fitting = [each for each in by_name[name] if not (own and each[2]) or each[2] == own]
         found.append({path: rank for path, rank, _ in sorted(fitting, key=lambda each: -each[1])})
     return found
+
+
+def _match_held(
+    slides: Sequence[str], files: Sequence[Path], suffixes: Sequence[str]
+) -> tuple[list[dict[Path, int]], list[str]]:
+    """Return the databases that hold each slide by its file name, and what they hold, as lines."""
+    found: list[dict[Path, int]] = [{} for _ in slides]
+    notes: list[str] = []
+    for path in files:
+        if path.suffix.lower() not in DATABASE_SUFFIXES:
+            continue
+        try:
+            names = list_slides(path)
+        except LabelError as error:
+            notes.append(str(error))
+            continue
+        folded = {_fold(name) for name in names}
+        stems = {Path(name).stem for name in folded}
+        taken = [
+            place
+            for place, slide in enumerate(slides)
+            if (_fold(slide + suffixes[place]) in folded if suffixes else _fold(slide) in stems)
+        ]
+        for place in taken:
+            found[place][path] = 0
+        if len(names) > 1:
+            shown = ", ".join(names[:MAX_SHOWN]) + (", …" if len(names) > MAX_SHOWN else "")
+            of = f"{len(taken)} of this run" if taken else "none of this run"
+            notes.append(f"{path.name} holds {len(names)} slides, {of}: {shown}")
+    return found, notes
 
 
 def _list_names(stem: str) -> Iterator[tuple[str, int, str]]:

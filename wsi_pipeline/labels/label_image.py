@@ -59,21 +59,35 @@ class LabelImage(NamedTuple):
     """The image in bands of whole rows, from the top: the first row, and keys (rows, width)."""
 
 
-def read_mask(path: Path) -> GreyImage:
-    """Return an 8-bit grey or palette image; of a palette image, the indices. Raises LabelError."""
+def read_mask(path: Path) -> GreyImage | LabelImage:
+    """Return an 8-bit grey or palette image; of a palette image, the indices.
+
+    A TIFF that is too large to be held at once is given in bands. Raises LabelError.
+    """
     try:
+        if path.suffix.lower() in TIFF_SUFFIXES and (large := open_large(path)):
+            return _refuse_colour(path, large)
         with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, image.size)
             if image.mode not in ("L", "P", "1"):
-                raise LabelError(
-                    f"{path}: a mask holds one 8-bit value per pixel, this has {image.mode!r}; save"
-                    " it as 8-bit grey"
-                )
+                raise _no_mask(path, image.mode)
             values = np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
             return GreyImage(values, _stated_mpp(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
+
+
+def _refuse_colour(path: Path, image: LabelImage) -> LabelImage:
+    if image.is_colour:
+        raise _no_mask(path, "RGB")
+    return image
+
+
+def _no_mask(path: Path, mode: str) -> LabelError:
+    return LabelError(
+        f"{path}: a mask holds one 8-bit value per pixel, this has {mode!r}; save it as 8-bit grey"
+    )
 
 
 def read_label_image(path: Path) -> LabelImage:
@@ -82,7 +96,7 @@ def read_label_image(path: Path) -> LabelImage:
     Raises LabelError where it is damaged, too large, or neither grey, palette nor colour.
     """
     try:
-        if path.suffix.lower() in TIFF_SUFFIXES and (large := _open_large(path)):
+        if path.suffix.lower() in TIFF_SUFFIXES and (large := open_large(path)):
             return large
         with _open(path) as image:
             if _is_large(image.width, image.height, len(image.getbands())):
@@ -183,7 +197,7 @@ def _plausible_mpp(description: str, um_per_unit: float, px_per_unit: float) -> 
     return mpp if 0 < mpp <= 100 * MAX_MPP else None
 
 
-def _open_large(path: Path) -> LabelImage | None:
+def open_large(path: Path) -> LabelImage | None:
     """Return a TIFF with more pixels than are held at once; None for others.
 
     Raises LabelError where it cannot be read by rows of tiles or strips.

@@ -5,8 +5,8 @@ the only one. The tables are those that SlideRunner's own database module makes.
 """
 
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -22,6 +22,7 @@ from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, span_rectangle
 from wsi_pipeline.labels.rules import LabelRules
 
 RECTANGLE, POLYGON, CIRCLE = 2, 3, 5
+MAX_SHOWN = 5
 SPOTS = {1: "point", 4: "point"}
 """Numbers of SlideRunner's types of annotations."""
 
@@ -34,8 +35,15 @@ def assign_sliderunner(
     return assign_regions(read, False, path, slide, grid, positions, rules)
 
 
-def _read(slide: Path, path: Path, is_strict: bool) -> Annotation:
-    builder = AnnotationBuilder(path, is_strict)
+def list_slides(path: Path) -> list[str]:
+    """Return the file names of the slides that a database holds, sorted. Raises LabelError."""
+    with _open(path) as database:
+        return sorted(_read_slides(database).values())
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database for reading. Raises LabelError, also for what fails within."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise LabelError(
@@ -44,24 +52,33 @@ def _read(slide: Path, path: Path, is_strict: bool) -> Annotation:
         address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         with closing(sqlite3.connect(address, uri=True)) as database:
             database.execute("PRAGMA trusted_schema=OFF")
-            _add_slide(path, builder, database, _find_slide(path, database, slide))
+            yield database
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise LabelError(
             f"{path}: not a readable database of SlideRunner ({error}); save it again"
         ) from error
+
+
+def _read(slide: Path, path: Path, is_strict: bool) -> Annotation:
+    builder = AnnotationBuilder(path, is_strict)
+    with _open(path) as database:
+        _add_slide(path, builder, database, _find_slide(path, database, slide))
     return builder.finish()
+
+
+def _read_slides(database: sqlite3.Connection) -> dict[int, str]:
+    """Return the file name of each slide by its number."""
+    rows = database.execute("SELECT uid, filename FROM Slides")
+    return {int(number): _last_part(str(name)) for number, name in rows}
 
 
 def _find_slide(path: Path, database: sqlite3.Connection, slide: Path) -> int:
     """Return the number of a slide in a database. Raises LabelError where it is not there."""
-    slides = {
-        int(number): str(name)
-        for number, name in database.execute("SELECT uid, filename FROM Slides")
-    }
-    named = [number for number, name in slides.items() if slide.name == _last_part(name)]
+    slides = _read_slides(database)
+    named = [number for number, name in slides.items() if slide.name == name]
     found = named or (list(slides) if len(slides) == 1 else [])
     if len(found) != 1:
-        shown = ", ".join(sorted(slides.values())[:5])
+        shown = ", ".join(sorted(slides.values())[:MAX_SHOWN])
         raise LabelError(
             f"{path}: {len(found)} of its {len(slides)} slides are called {slide.name} ({shown});"
             " name a database of this slide alone"

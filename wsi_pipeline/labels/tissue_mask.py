@@ -1,7 +1,7 @@
-"""The user's own tissue: images whose pixels above 0 are tissue, or regions drawn in QuPath."""
+"""The user's own tissue: images whose pixels above 0 are tissue, or drawn regions."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,31 +9,30 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.affinity import translate
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
-from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES
+from wsi_pipeline.labels import read_regions
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from wsi_pipeline.labels.assignment import covered_shares
-from wsi_pipeline.labels.geojson import read_geojson
-from wsi_pipeline.labels.label_image import read_mask
-from wsi_pipeline.labels.mask import register_image
+from wsi_pipeline.labels.label_image import GreyImage, Keys, LabelImage, read_mask
+from wsi_pipeline.labels.mask import Cover, register_image
 
 MASK_ENDING = re.compile(r"[_.-]mask\Z")
 ROWS_AT_ONCE = 256
+TISSUE = "tissue"
 
 
 def list_masks(folder: Path) -> list[Path]:
     """Return the masks in a folder, or the one mask that is named. Raises LabelError for none."""
     if folder.is_file():
         return [folder]
-    suffixes = (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
     files = [path for path in folder.iterdir() if path.is_file()]
-    found = sorted(path for path in files if path.suffix.lower() in suffixes)
+    found = sorted(path for path in files if path.suffix.lower() in LABEL_SUFFIXES)
     if not found:
         raise LabelError(
-            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON named like the slides"
+            f"{folder}: no masks; give a folder of images or annotations named like the slides"
         )
     return found
 
@@ -61,19 +60,35 @@ class TissueMask:
         """Read the mask. Raises LabelError where it is damaged or of another slide."""
         self.path = path
         self.thumbnail: Thumbnail | None = None
-        """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions."""
+        """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions, and for an
+        image that is too large to be held at once."""
         self._regions: shapely.Geometry | None = None
-        if path.suffix.lower() in JSON_SUFFIXES:
-            self._regions = _read_regions(path, slide)
+        self._large: LabelImage | None = None
+        self._downsample = Fraction(1)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            self._regions = shapely.union_all(read_regions(path, slide))
         else:
-            image = read_mask(path)
-            size = image.values.shape[1], image.values.shape[0]
-            scale = Fraction(register_image(path, size, image.mpp, slide)).limit_denominator(10_000)
-            pixels = (image.values > 0).astype(np.uint8)[..., None]
-            self.thumbnail = Thumbnail(pixels, scale, (0, 0))
+            self._take_image(read_mask(path), slide)
 
-    def region_fraction(self, grid: Grid) -> NDArray[np.float32]:
-        """Return the share of every patch inside the regions, float32 (rows, cols)."""
+    def _take_image(self, image: GreyImage | LabelImage, slide: SlideInfo) -> None:
+        if isinstance(image, LabelImage):
+            size, self._large = image.size, image
+        else:
+            size = image.values.shape[1], image.values.shape[0]
+        scale = register_image(self.path, size, image.mpp, slide)
+        self._downsample = Fraction(scale).limit_denominator(10_000)
+        if isinstance(image, GreyImage):
+            pixels = (image.values > 0).astype(np.uint8)[..., None]
+            self.thumbnail = Thumbnail(pixels, self._downsample, (0, 0))
+
+    def fraction(self, grid: Grid) -> NDArray[np.float32]:
+        """Return the share of every patch inside the regions or a large image, (rows, cols).
+
+        Patches of a large image begin and end with the nearest of its pixels. Raises LabelError
+        where it is damaged.
+        """
+        if self._large is not None:
+            return self._image_fraction(self._large, grid)
         fraction = np.zeros((grid.rows, grid.cols), dtype=np.float32)
         for top in range(0, grid.rows, ROWS_AT_ONCE):
             rows, cols = np.indices((min(ROWS_AT_ONCE, grid.rows - top), grid.cols), dtype=np.int32)
@@ -82,20 +97,31 @@ class TissueMask:
             fraction[top : top + len(rows)] = shares.reshape(rows.shape)
         return fraction
 
+    def _image_fraction(self, image: LabelImage, grid: Grid) -> NDArray[np.float32]:
+        positions = np.indices((grid.rows, grid.cols), dtype=np.int32).reshape(2, -1).T
+        boxes = positions_to_boxes_l0(positions, grid) / float(self._downsample)
+        cover = Cover.over(boxes, image.size)
+        for top, keys in image.bands():
+            cover.add(TISSUE, top, keys > 0)
+        return cover.share(TISSUE).astype(np.float32).reshape(grid.rows, grid.cols)
+
     def mask_thumbnail(self, other: Thumbnail) -> NDArray[np.bool_]:
         """Return the tissue in a thumbnail, by the centres of its pixels: bool (height, width)."""
         y, x = (
             float(other.downsample) * (np.arange(extent) + 0.5) + origin
             for extent, origin in zip(other.pixels.shape[:2], other.origin_xy_l0[::-1], strict=True)
         )
-        if self.thumbnail is None:
+        if self.thumbnail is not None:
+            bands: Iterator[tuple[int, Keys]] = iter([(0, self.thumbnail.pixels[..., 0])])
+        elif self._large is not None:
+            bands = self._large.bands()
+        else:
             return self._contains(x, y)
-        height, width = self.thumbnail.pixels.shape[:2]
-        downsample = float(self.thumbnail.downsample)
-        col, row = ((places / downsample).astype(np.int64) for places in (x, y))
-        nearest = np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))
-        mask: NDArray[np.bool_] = self.thumbnail.pixels[..., 0][nearest] > 0
-        mask[row >= height], mask[:, col >= width] = False, False
+        col, row = ((places / float(self._downsample)).astype(np.int64) for places in (x, y))
+        mask = np.zeros((len(row), len(col)), dtype=np.bool_)
+        for top, values in bands:
+            rows, cols = (row >= top) & (row < top + len(values)), col < values.shape[1]
+            mask[np.ix_(rows, cols)] = values[np.ix_(row[rows] - top, col[cols])] > 0
         return mask
 
     def _contains(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
@@ -105,16 +131,3 @@ class TissueMask:
             points = np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
             mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(self._regions, *points)
         return mask
-
-
-def _read_regions(path: Path, slide: SlideInfo) -> shapely.Geometry:
-    left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
-    found = read_geojson(path, is_strict=False).regions
-    regions = shapely.union_all([translate(region.geometry, left, top) for region in found])
-    width, height = slide.size_l0
-    if not shapely.intersects(regions, shapely.box(0, 0, width, height)):
-        raise LabelError(
-            f"{path}: nothing of it lies on the slide of {width} × {height} px; this looks like"
-            " another slide's mask"
-        )
-    return regions

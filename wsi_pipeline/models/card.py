@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from wsi_pipeline.core.calibration import ModelTerms, read_limits
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError
@@ -94,6 +94,10 @@ class ModelFacts(Protocol):
     def is_leaky(self) -> bool: ...
 
     @property
+    def is_ensemble(self) -> bool:
+        """True if it is several networks, whose logits are averaged and have a spread."""
+
+    @property
     def digest(self) -> str:
         """Identifier of everything that decides the model's probabilities."""
 
@@ -129,6 +133,7 @@ class Card:
     """Number of weights that were trained; 0: not counted."""
     digest: str = ""
     """SHA-256 of the file that it was read from."""
+    is_ensemble: ClassVar[bool] = False
 
     @property
     def positive_class(self) -> str:

@@ -46,7 +46,6 @@ class Checkpoint(Card):
     """Colours and features of its training patches; None: not known. `limits` are its own."""
     own_code: OwnCode | None = field(default=None, repr=False, compare=False)
     """The user's code that builds the network; None: a known network."""
-    is_ensemble: ClassVar[bool] = False
     is_script: ClassVar[bool] = False
     resizes_patches: ClassVar[bool] = False
 

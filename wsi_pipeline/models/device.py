@@ -48,6 +48,12 @@ def _find_uuid(index: int) -> str:
     return f"GPU-{uuid}" if uuid and not uuid.startswith(("GPU-", "MIG-")) else uuid
 
 
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; a copy to a GPU is waited for there, not here."""
+    is_copied = device.type == "cuda" and not x.is_cuda
+    return x.pin_memory().to(device, non_blocking=True) if is_copied else x.to(device)
+
+
 def compute_exactly() -> None:
     """Stop GPUs from rounding fp32 to TF32 and from choosing algorithms by their last speed.
 

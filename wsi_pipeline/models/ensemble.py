@@ -33,6 +33,7 @@ class EnsembleCard(Generic[Member]):
     members: tuple[Member, ...]
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    is_ensemble: ClassVar[bool] = True
 
     @property
     def architecture(self) -> str:

@@ -40,7 +40,6 @@ class Lanes:
     def __init__(self, model: Model, setting: EngineSetting, batch_size: int | None) -> None:
         """Load the network; `batch_size` None: chosen. Raises ModelError, EnvironmentFault."""
         self._model, self._setting = model, setting
-        self._engine = ENGINES[setting.engine]
         # Each batch is computed by one thread, several batches side by side: the order of
         # additions, and with it the last bit of a result, would otherwise depend on the number of
         # cores.
@@ -83,7 +82,8 @@ class Lanes:
 
     def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> Numbers:
         count = len(pixels)
-        if self._engine.is_fixed_shape and count < self.batch_size:
+        if count < self.batch_size:
+            # Whatever others there are, a patch has the same last bits: of a mask, of a sample.
             padding = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
             pixels = np.concatenate([pixels, padding])
         output = run(pixels)[:count]

@@ -1,6 +1,7 @@
 """Loading and describing a model of any kind."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,9 +107,21 @@ def describe_place(model: Path) -> str:
 def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> "Model":
     """Load the model that a run started with. Raises ModelError where it has changed."""
     model = load_model(path, terms)
-    if model.digest != digest:
-        raise ModelError(f"{path}: has changed since the run began; start again")
+    _refuse_changed(path, digest, model)
     return model
+
+
+@lru_cache(maxsize=1)
+def read_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> ModelFacts:
+    """Return what the model that a run started with states, read once. Raises as above."""
+    facts = read_model(path, terms)
+    _refuse_changed(path, digest, facts)
+    return facts
+
+
+def _refuse_changed(path: Path, digest: str, found: ModelFacts) -> None:
+    if found.digest != digest:
+        raise ModelError(f"{path}: has changed since the run began; start again")
 
 
 def find_checkpoint(path: Path) -> Path:

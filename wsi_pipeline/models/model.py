@@ -152,10 +152,6 @@ class Model(ModelFacts, Protocol):
         """Patches with the probabilities recorded when the model was made; None: not stored."""
 
     @property
-    def is_ensemble(self) -> bool:
-        """True if it is several networks, whose logits are averaged and have a spread."""
-
-    @property
     def is_script(self) -> bool:
         """True if its network is TorchScript, whose code cannot be traced again."""
 

@@ -10,6 +10,7 @@ from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.slide import TiledBlock
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device_run import DeviceRun
+from wsi_pipeline.models.gathering import cut_patches
 from wsi_pipeline.models.lanes import Lanes
 from wsi_pipeline.models.model import Model
 
@@ -112,6 +113,10 @@ class Predictor:
     def tile_buffers(self) -> PixelBuffers | None:
         """Memory from which a GPU takes decoded tiles; None: patches are cut before, on the CPU."""
         return None if isinstance(self._run, Lanes) else self._run.buffers
+
+    def cut(self, block: TiledBlock, chosen: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return the pixels of some patches of a block, (k, side, side, 3)."""
+        return cut_patches(block, chosen)
 
     def settle_batch(self) -> int:
         """Return the batch size, measured now if it is to be. Raises EnvironmentFault."""

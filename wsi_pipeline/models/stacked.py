@@ -44,7 +44,6 @@ class Ensemble(EnsembleCard[Checkpoint]):
 
     self_test: ClassVar[SelfTest | None] = None
     """None: the members' own hold probabilities, of which the mean logit cannot be made exactly."""
-    is_ensemble: ClassVar[bool] = True
     is_script: ClassVar[bool] = False
     resizes_patches: ClassVar[bool] = False
 

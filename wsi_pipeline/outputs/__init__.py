@@ -36,6 +36,7 @@ WRITERS: dict[str, Writer] = {
     "parquet": _later("patches_parquet", "write_patches_parquet"),
     "regions": _later("regions_csv", "write_regions_csv"),
     "geojson": _later("regions_geojson", "write_regions_geojson"),
+    "tissue": _later("tissue", "write_tissue"),
     "ome-zarr": _later("ome_zarr", "write_ome_zarr"),
     "ome-tiff": _later("ome_tiff", "write_ome_tiff"),
     "geojson-patches": _later("patches_geojson", "write_patches_geojson"),

@@ -68,11 +68,14 @@ def show_thumbnail(table: PatchTable, frame: Frame) -> Image.Image:
 
 
 def cover(
-    picture: Image.Image, numbers: NDArray[Any], colors: NDArray[np.uint8], opacity: int = 255
+    picture: Image.Image,
+    numbers: NDArray[Any],
+    colors: NDArray[np.uint8],
+    opacity: int | NDArray[np.uint8] = 255,
 ) -> None:
     """Lay colours over a picture by their number from 1 on (height, width); 0 leaves it as it is.
 
-    `opacity` is 0 to 255.
+    `opacity` is 0 to 255, of all colours or of each.
     """
     layer = Image.fromarray(color_pixels(numbers, colors, opacity))
     picture.paste(layer, mask=layer)

@@ -20,7 +20,7 @@ GRAY, TURBO, BLUE_WHITE_RED = "gray", "turbo", "blue-white-red"
 CENTRED = frozenset({BLUE_WHITE_RED})
 """Colormaps whose middle stands for the threshold."""
 ANCHORS = {
-    "orange-red": ((255, 236, 170), (255, 196, 60), (248, 128, 16), (214, 52, 20), (150, 0, 30)),
+    "orange-red": ((255, 236, 170), (255, 196, 60), (248, 128, 16), (222, 60, 20), (186, 10, 30)),
     BLUE_WHITE_RED: ((16, 62, 170), (110, 158, 236), (250, 250, 250), (240, 128, 96), (176, 8, 32)),
 }
 """RGB at equal steps from 0 to 1; between them colours change evenly.

@@ -19,6 +19,7 @@ from wsi_pipeline.core.calibration import (
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import (
+    NEAR,
     SlideState,
     SlideSummary,
     describe_interval,
@@ -245,11 +246,12 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         positives=positives,
         **_estimate_positives(positives, len(known), heatmap.count_error),
         positive_fraction=positives / len(known) if len(known) else None,
-        assessed_mm2=len(known) * table.grid.patch_area_mm2,
-        positive_mm2=positives * table.grid.patch_area_mm2,
+        assessed_mm2=round_area(len(known) * table.grid.patch_area_mm2),
+        positive_mm2=round_area(positives * table.grid.patch_area_mm2),
         unreadable_fraction=unreadable / table.patches if table.patches else None,
         unassessed_fraction=1 - len(known) / positions if positions else None,
         positives_left_out=int(np.count_nonzero(above)) - positives,
+        near_threshold=int(np.count_nonzero(np.abs(known - heatmap.threshold) <= NEAR)),
         threshold=heatmap.threshold,
         threshold_source=heatmap.threshold_source,
         context_um=heatmap.context_um,
@@ -262,6 +264,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         slide_mpp_source=table.slide.mpp_source,
         colour_profile=table.slide.colour_profile,
         reader_note=table.slide.reader_note,
+        mask=table.mask_name,
         model_digest=predictions.model_digest,
         colour_distance=predictions.distance.colour,
         colour_limit=predictions.limits.colour,
@@ -273,6 +276,11 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         max_probability=float(known.max()) if len(known) else None,
         **_describe_regions(positive, table.grid),
     )
+
+
+def round_area(area_mm2: float) -> float:
+    """Return an area in mm² to a thousandth of a µm²: what follows is noise of the arithmetic."""
+    return round(float(area_mm2), 9)
 
 
 def _estimate_positives(positives: int, assessed: int, error: CountError | None) -> dict[str, Any]:
@@ -297,9 +305,9 @@ def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]
     spot = find_hot_spot(positive, grid)
     return {
         "positive_regions": len(sizes),
-        "mean_positive_region_mm2": float(sizes.mean() * area_mm2) if len(sizes) else None,
-        "largest_positive_region_mm2": float(sizes.max(initial=0) * area_mm2),
-        "hot_spot_positive_mm2": spot and spot.positives * area_mm2,
+        "mean_positive_region_mm2": round_area(sizes.mean() * area_mm2) if len(sizes) else None,
+        "largest_positive_region_mm2": round_area(sizes.max(initial=0) * area_mm2),
+        "hot_spot_positive_mm2": spot and round_area(spot.positives * area_mm2),
         "hot_spot_x_l0": spot and spot.x_l0,
         "hot_spot_y_l0": spot and spot.y_l0,
     }
@@ -335,8 +343,11 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
     return HotSpot(int(counts[row, col]), x, y)
 
 
-def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:
-    """Return groups that touch at edges, or also at corners, numbered from 1 in raster order."""
+def number_groups(mask: NDArray[Any], corners: bool) -> NDArray[Any]:
+    """Return groups that touch at edges, or also at corners, numbered from 1 in raster order.
+
+    Where `mask` is of numbers, only equal ones are a group.
+    """
     from skimage.measure import label
 
     groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)
@@ -350,9 +361,10 @@ def describe_summary(summary: SlideSummary) -> str:
     share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"
     unreadable = f", {summary.unreadable} unreadable" if summary.unreadable else ""
     interval = "" if summary.positives_low is None else f", {describe_interval(summary)}"
-    unlike = describe_unlike(summary)
+    unlike, mask = describe_unlike(summary), summary.mask
+    inside = "" if mask is None else f"; only inside {mask} was assessed"
     return (
         f"{summary.patches} patches, {summary.positives} {summary.positive_class}{share}{interval},"
         f" {summary.positive_mm2:.2f} of {summary.assessed_mm2:.2f} mm²{unreadable}"
-        f"{unlike and f'; {unlike}'}"
+        f"{inside}{unlike and f'; {unlike}'}"
     )

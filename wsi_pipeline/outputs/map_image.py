@@ -80,9 +80,12 @@ def _find_positions(lines: NDArray[np.float64], frame: Frame, axis: int) -> NDAr
 
 
 def color_pixels(
-    numbers: NDArray[Any], colors: NDArray[np.uint8], opacity: int
+    numbers: NDArray[Any], colors: NDArray[np.uint8], opacity: int | NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Return RGBA (height, width, 4) of colours by number from 1 on; 0 is transparent."""
+    """Return RGBA (height, width, 4) of colours by number from 1 on; 0 is transparent.
+
+    `opacity` is 0 to 255, of all colours or of each.
+    """
     palette = np.zeros((len(colors) + 1, 4), dtype=np.uint8)
     palette[1:, :3], palette[1:, 3] = colors, opacity
     # Pixels as single numbers: five times as fast.

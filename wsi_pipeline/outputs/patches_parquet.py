@@ -11,6 +11,7 @@ import pyarrow.parquet
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.outputs.arrow import make_column
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.slides.pieces import find_pieces
 
 FILE_NAME = "patches.parquet"
 METADATA_KEY = "wsi"
@@ -27,8 +28,9 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     """Return the table of patches, in raster order.
 
     Columns: x, y, width, height in level-0 pixels and in µm, row, col, probability (null:
-    unreadable), positive, readable, tissue fraction, and the spread of an ensemble's logits. The
-    slide's summary, with threshold and scale, is JSON under the metadata key `wsi`.
+    unreadable), positive, readable, tissue fraction, the piece of tissue where there is a mask (0:
+    the rest), and the spread of an ensemble's logits. The slide's summary, with threshold and
+    scale, is JSON under the metadata key `wsi`.
     """
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     row, col = result.positions.T
@@ -43,6 +45,9 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     columns["readable"] = make_column(~is_missing)
     tissue = result.table.tissue_fraction[result.order]
     columns["tissue_fraction"] = make_column(tissue, np.isnan(tissue))
+    pieces = find_pieces(result.table)
+    if pieces is not None:
+        columns["tissue_id"] = make_column(pieces.of_patches[result.order])
     if result.spread is not None:
         columns["spread"] = make_column(result.spread[result.order], is_missing)
     metadata = {METADATA_KEY: json.dumps(asdict(result.summary), allow_nan=False)}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.core.choices import COLORMAPS
 from wsi_pipeline.core.outcome import describe_interval, describe_unlike
 from wsi_pipeline.outputs.canvas import (
     GAP,
@@ -30,8 +31,8 @@ from wsi_pipeline.outputs.canvas import (
     save_image,
     show_thumbnail,
 )
-from wsi_pipeline.outputs.colormaps import colour_table
-from wsi_pipeline.outputs.heatmap import place_on_grid
+from wsi_pipeline.outputs.colormaps import CENTRED, colour_table, opacity_table
+from wsi_pipeline.outputs.heatmap import find_positive, place_on_grid
 from wsi_pipeline.outputs.lettering import measure_text, set_text
 from wsi_pipeline.outputs.map_image import (
     Frame,
@@ -50,13 +51,16 @@ SPREAD_LABEL = "spread of the models' logits (standard deviation)"
 COLUMNS = 8
 PATCH_PX = 120
 """About the side of a patch in the gallery: a small one is shown in whole squares per pixel."""
+FRAME_PX = 3
+"""Width of the frame of a patch in the gallery, which has the colour of its probability."""
 BORDER, BORDER_ON_SLIDE = (0, 0, 0), (192, 0, 0)
 
 
 def write_heatmap(result: SlideResult, folder: Path) -> None:
     """Write the map on a fixed 0–1 scale: grey where not assessed, positive areas outlined."""
-    colors = colour_table(result.plot_style.colormap)
-    bar = ColorBar(colors, _label(result), threshold=result.heatmap.threshold)
+    threshold = result.heatmap.threshold
+    colors = colour_table(result.plot_style.colormap, threshold)
+    bar = ColorBar(colors, _label(result), threshold=threshold)
     numbers = number_colours(result.heatmap.probability)
     save_image(_draw_alone(result, numbers, bar), folder / HEATMAP_PNG)
 
@@ -70,7 +74,9 @@ def write_spread(result: SlideResult, folder: Path) -> None:
         return
     values = place_on_grid(result.table, result.spread)
     largest = float(np.nanmax(values, initial=0)) or 1.0
-    bar = ColorBar(colour_table(result.plot_style.colormap), SPREAD_LABEL, largest)
+    colormap = result.plot_style.colormap
+    even = COLORMAPS[0] if colormap in CENTRED else colormap  # a spread has no threshold
+    bar = ColorBar(colour_table(even), SPREAD_LABEL, largest)
     save_image(_draw_alone(result, number_colours(values, largest), bar), folder / SPREAD_PNG)
 
 
@@ -85,15 +91,21 @@ def _draw_alone(result: SlideResult, numbers: NDArray[np.uint16], bar: ColorBar)
 
 
 def write_overlay(result: SlideResult, folder: Path) -> None:
-    """Write the slide's thumbnail under the half transparent map, positive areas outlined."""
+    """Write the slide's thumbnail under its map, which is opaque by probability, as in the viewer.
+
+    Nothing below the threshold hides tissue; positive areas are outlined.
+    """
     table, style, frame = result.table, result.plot_style, frame_slide(result.table)
-    colors, numbers = colour_table(style.colormap), number_colours(result.heatmap.probability)
+    threshold, probability = result.heatmap.threshold, result.heatmap.probability
+    numbers = number_colours(probability) * find_positive(probability, threshold)
+    colors = colour_table(style.colormap, threshold)
+    opacity = opacity_table(threshold) * style.alpha
     picture = show_thumbnail(table, frame)
     placed = place_on_image(numbers, table.grid, frame)
-    cover(picture, placed, colors, round(style.alpha * 255))
+    cover(picture, placed, colors, (opacity * 255).round().astype(np.uint8))
     keys = _draw_borders(result, picture, frame, BORDER_ON_SLIDE)
-    pale = (255 - (255 - colors.astype(np.float64)) * style.alpha).round().astype(np.uint8)
-    bar = ColorBar(pale, _label(result), threshold=result.heatmap.threshold)
+    on_white = 255 - (255 - colors.astype(np.float64)) * opacity[:, None]
+    bar = ColorBar(on_white.round().astype(np.uint8), _label(result), threshold=threshold)
     scale = find_scale_bar(frame, table.slide.mpp)
     drawn = compose(describe_slide(result), picture, scale, bar, keys)
     save_image(drawn, folder / OVERLAY_PNG)
@@ -145,6 +157,7 @@ def _build_sheet(result: SlideResult, samples: tuple[Sample, ...]) -> Image.Imag
     heading, caption = (set_text("0", face).height for face in (TEXT, SMALL))
     line = heading + pitch + caption + GAP
     top = MARGIN + title.height + GAP
+    colors = colour_table(result.plot_style.colormap, result.heatmap.threshold)
     sheet = Image.new("RGB", (width + 2 * MARGIN, top + len(samples) * line + MARGIN), WHITE)
     sheet.paste(title, (MARGIN, MARGIN))
     for sample in samples:
@@ -153,7 +166,8 @@ def _build_sheet(result: SlideResult, samples: tuple[Sample, ...]) -> Image.Imag
         patches = zip(sample.pixels, sample.probability.tolist(), strict=True)
         for column, (pixels, probability) in enumerate(patches):
             place = MARGIN + column * pitch, top + heading + 4
-            _add_patch(sheet, pixels, f"{probability:.3f}", place)
+            color = colors[min(int(probability * 256), 255)]
+            _add_patch(sheet, pixels, f"{probability:.3f}", place, tuple(color.tolist()))
         top += line
     return sheet
 
@@ -164,12 +178,18 @@ def _scale_patch(side_px: int) -> int:
 
 
 def _add_patch(
-    sheet: Image.Image, pixels: NDArray[np.uint8], caption: str, place: tuple[int, int]
+    sheet: Image.Image,
+    pixels: NDArray[np.uint8],
+    caption: str,
+    place: tuple[int, int],
+    color: Color,
 ) -> None:
-    """Draw one patch with its top left corner at (x, y), its caption below."""
+    """Draw one patch with its top left corner at (x, y), framed in a colour, its caption below."""
     side = _scale_patch(len(pixels))
     is_enlarged = side >= len(pixels)
     sampling = Image.Resampling.NEAREST if is_enlarged else Image.Resampling.BICUBIC
+    ends = [end + step for step in (-FRAME_PX, side + FRAME_PX) for end in place]
+    sheet.paste(color, (ends[0], ends[1], ends[2], ends[3]))
     sheet.paste(Image.fromarray(pixels).resize((side, side), sampling), place)
     left = place[0] + (side - measure_text(caption, SMALL)) // 2
     put_text(sheet, caption, SMALL, (left, place[1] + side + 2))

@@ -11,10 +11,19 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.outputs.heatmap import Heatmap, find_positive, is_large, number_groups
+from wsi_pipeline.outputs.heatmap import (
+    Heatmap,
+    find_positive,
+    is_large,
+    number_groups,
+    round_area,
+)
 
+Polygons = list[list[list[list[float]]]]
+"""Polygons of rings of x, y in level-0 pixels; the first ring is the outer."""
 TOP, RIGHT, BOTTOM, LEFT = range(4)
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 """Direction (row, col) of a border of each side: clockwise, with its patch to the right."""
@@ -69,7 +78,7 @@ def find_regions(
         Region(
             number=number,
             patches=int(patches[index]),
-            area_mm2=float(patches[index] * heatmap.grid.patch_area_mm2),
+            area_mm2=round_area(patches[index] * heatmap.grid.patch_area_mm2),
             mean_probability=float(mean[index]),
             max_probability=float(probability[peak[index]]),
             bounds_l0=tuple(bounds[index].tolist()),
@@ -93,8 +102,17 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
 
     An outline is a MultiPolygon where parts meet only at corners.
     """
-    parts = number_groups(groups > 0, corners=False)
-    x, y = grid_lines(grid)
+    return outline_numbers(groups, *grid_lines(grid))
+
+
+def outline_numbers(
+    groups: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[Any]:
+    """Return the outline of each number 1 … n of a raster: shapely (n,), all of them present.
+
+    x (cols + 1,) and y (rows + 1,) are its lines. A number may be of several parts.
+    """
+    parts = number_groups(groups, corners=False)
     polygons = trace_outlines(parts, x, y)
     numbers, first = np.unique(parts, return_index=True)
     owner = groups.ravel()[first[numbers > 0]]
@@ -103,6 +121,16 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
     is_single = shapely.get_num_geometries(outlines) == 1
     outlines[is_single] = shapely.get_geometry(outlines[is_single], 0)
     return outlines
+
+
+def list_polygons(area: BaseGeometry) -> Polygons:
+    """Return the polygons of an area for JSON."""
+    pieces = shapely.get_parts(shapely.get_parts(area))
+    polygons = [each for each in pieces if each.geom_type == "Polygon" and not each.is_empty]
+    return [
+        [shapely.get_coordinates(ring).tolist() for ring in (each.exterior, *each.interiors)]
+        for each in polygons
+    ]
 
 
 def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

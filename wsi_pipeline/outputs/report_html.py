@@ -20,7 +20,7 @@ from wsi_pipeline.core.outcome import describe_counting, describe_distance, desc
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.outputs.colormaps import CENTRED, colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
-from wsi_pipeline.outputs.regions import Region
+from wsi_pipeline.outputs.regions import Region, list_polygons
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.slides.images import encode_jpeg
 from wsi_pipeline.store.files import write_file
@@ -37,6 +37,7 @@ def describe_slide(slide: SlideInfo) -> dict[str, Any]:
         "magnification": slide.magnification,
         "vendor": slide.vendor,
         "reader_note": slide.reader_note,
+        "colour_profile": slide.colour_profile,
     }
 
 
@@ -64,8 +65,6 @@ def describe_overview(thumbnail: Thumbnail) -> dict[str, Any]:
 
 def describe_region(region: Region) -> dict[str, Any]:
     """One region; its outline as polygons of rings of x, y in level-0 pixels."""
-    shape = region.outline.__geo_interface__
-    polygons = [shape["coordinates"]] if shape["type"] == "Polygon" else shape["coordinates"]
     return {
         "number": region.number,
         "patches": region.patches,
@@ -74,7 +73,7 @@ def describe_region(region: Region) -> dict[str, Any]:
         "max_probability": region.max_probability,
         "bounds_l0": list(region.bounds_l0),
         "peak_xy_l0": list(region.peak_xy_l0),
-        "outline": [[[list(point) for point in ring] for ring in polygon] for polygon in polygons],
+        "outline": list_polygons(region.outline),
     }
 
 
@@ -147,7 +146,7 @@ def render_report(result: SlideResult) -> str:
         policy=CONTENT_POLICY,
         style=read_web_file(STYLE),
         scripts=[read_web_file(name) for name in SCRIPTS],
-        view=_script_safe(json.dumps(view, allow_nan=False)),
+        view=script_safe(json.dumps(view, allow_nan=False)),
     )
 
 
@@ -166,6 +165,6 @@ def read_web_file(name: str) -> str:
     return (resources.files("wsi_pipeline.outputs") / "web" / name).read_text(encoding="utf-8")
 
 
-def _script_safe(text: str) -> str:
-    """JSON that cannot end the script element that it stands in."""
+def script_safe(text: str) -> str:
+    """Return JSON that cannot end the script element that it stands in."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -27,8 +27,8 @@ class PlotStyle:
     """Colours and opacity of plots."""
 
     colormap: str = COLORMAPS[0]
-    alpha: float = 0.45
-    """Opacity of the map over the slide, 0 to 1."""
+    alpha: float = 0.6
+    """Opacity of the map over the slide where the probability is 1, 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.colormap not in COLORMAPS:

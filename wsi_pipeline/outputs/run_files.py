@@ -1,5 +1,6 @@
 """slides.csv, slides.parquet, failures.csv and run.json: what a run came to."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,14 +26,15 @@ from wsi_pipeline.core.choices import (
     SLIDES_CSV,
     SLIDES_PARQUET,
 )
-from wsi_pipeline.core.csv_io import format_csv
-from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.csv_io import format_csv, round_number
+from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import (
     SlideOutcome,
     SlideSummary,
     describe_counting,
     describe_failure,
     find_failures,
+    list_concerns,
 )
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
 from wsi_pipeline.outputs.patients import PatientSummary, summarise_patients
@@ -112,6 +114,31 @@ def tabulate_slides(
     return own | dict.fromkeys(sorted(free), str), rows
 
 
+def format_workbook(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return an Excel workbook of one sheet; no text is run as a formula or becomes a link.
+
+    Raises ConfigError where XlsxWriter is not installed.
+    """
+    try:
+        from xlsxwriter import Workbook
+    except ImportError as error:
+        what = "Excel files need XlsxWriter, which is not installed"
+        raise ConfigError(f"{what}; pip install 'wsi-pipeline[excel]'") from error
+    stream = io.BytesIO()
+    with Workbook(stream, {"in_memory": True}) as book:
+        sheet = book.add_worksheet("slides")
+        sheet.freeze_panes(1, 1)
+        sheet.autofilter(0, 0, len(rows), len(header) - 1)
+        for row, values in enumerate((header, *rows)):
+            for column, value in enumerate(values):
+                if isinstance(value, int | float):
+                    sheet.write_number(row, column, round_number(value))
+                elif value is not None:
+                    sheet.write_string(row, column, _clean(value))
+        sheet.autofit()
+    return stream.getvalue()
+
+
 def _plain_type(annotation: Any) -> type:
     """Return int, float or str for the type of a summary's field, which may also be None."""
     return next((kind for kind in (int, float) if annotation in (kind, kind | None)), str)
@@ -184,12 +211,19 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
         slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in order],
         states=sorted({summary.state.value for summary in finished.summaries}),
         damaged=finished.damaged,
+        first=[(each.slide_id, "; ".join(why)) for each, why in _find_first(order)],
         counting=_describe_counts(order),
         files=[name for name in RUN_FILES if (results / name).exists()],
         pictures=PICTURES,
     )
     write_file(results / INDEX_HTML, page.encode())
     return results / INDEX_HTML
+
+
+def _find_first(summaries: Sequence[SlideSummary]) -> list[tuple[SlideSummary, list[str]]]:
+    """Return the slides to look at first, each with the reasons."""
+    concerns = [(summary, list_concerns(summary)) for summary in summaries]
+    return [(summary, [*found.values()]) for summary, found in concerns if found]
 
 
 def _describe_counts(summaries: Sequence[SlideSummary]) -> str:

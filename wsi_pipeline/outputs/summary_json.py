@@ -82,14 +82,15 @@ def _read_patient(folder: Path) -> dict[str, str | None]:
 def _update(value: Any) -> Any:
     """Return a summary as this version writes it, but for the patient.
 
-    One from before distances has none, nor a colour profile or columns; one from before contexts
-    has other names.
+    One from before distances has none, nor a colour profile, columns, or a number of patches near
+    the threshold; one from before contexts has other names.
     """
     if not isinstance(value, dict):
         return value
     if "unlike_training" not in value:
         value = value | dict.fromkeys(ADDED)
-    value = {"colour_profile": None, "reader_note": None, "columns": {}} | value
+    value = dict.fromkeys(("colour_profile", "reader_note", "near_threshold", "mask")) | value
+    value = {"columns": {}} | value
     if "smooth_um" not in value:
         return value
     renamed = {name: entry for name, entry in value.items() if name != "smooth_um"}

@@ -105,6 +105,16 @@ class Pace:
             return None
         return max(expected - self.patches_done, 0) / rate
 
+    def to_json(self) -> dict[str, float | None]:
+        """Return the figures as pages show them."""
+        return {
+            "slides": self.slides,
+            "patches_done": self.patches_done,
+            "patches_expected": self.patches_expected,
+            "rate": self.rate,
+            "seconds_left": self.seconds_left,
+        }
+
     def describe(self) -> str:
         """Return the figures in one line."""
         parts = [f"{self.slides_done} of {self.slides} {self.noun}s"]
@@ -186,6 +196,7 @@ class Batch:
 
     def _show(self) -> None:
         pace = self.pace
+        self.events.progress.show(pace.to_json())
         self.listener.progress(pace.describe(), pace.patches_done, pace.patches_expected)
 
     def _fail(self, slide: FoundSlide, error: Exception) -> SlideOutcome:

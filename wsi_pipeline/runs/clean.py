@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
+from wsi_pipeline.runs.events import remove_dead_progress
 from wsi_pipeline.runs.status import is_owner_alive
 from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive
@@ -104,6 +105,9 @@ def clean(
         for leftover in _clean_work(target, latest, is_dry)
     ]
     found += [leftover for path in paths for leftover in _clean_asides(path, latest, is_dry)]
+    if not is_dry:
+        for folder in (folder for path in paths for folder in _folders_of_products(path)):
+            remove_dead_progress(folder)
     return found + [
         Leftover(folder, folder, 0, PERHAPS.format("it cannot be read"))
         for path in paths

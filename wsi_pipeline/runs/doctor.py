@@ -31,11 +31,11 @@ from wsi_pipeline.runs.checks import (
     check_shared_memory,
     check_tool,
 )
+from wsi_pipeline.runs.reading_speed import measure_reading
 from wsi_pipeline.slides.openslide_reader import library_version
-from wsi_pipeline.slides.tiff_tiles import measure_decoding
 
 MEASURED_S = 5.0
-"""For decoding, and again for the model."""
+"""For reading, and again for the model."""
 FIRST_BLOCK = 256
 LARGEST_BLOCK = 4096
 LIBRARIES = ("torch", "zarr", "dask", "distributed")
@@ -48,7 +48,7 @@ class Speed:
     """Measured patches per second."""
 
     read: float
-    """Decoded from JPEG tiles at the model's own scale, with all cores."""
+    """By one worker, at the model's own scale."""
     compute: float
     shares_cores: bool
     """True if the model runs on the cores that decode."""
@@ -63,7 +63,7 @@ class Speed:
     @property
     def bottleneck(self) -> str:
         """The step that takes most of the time."""
-        return "decoding the slides" if self.read < self.compute else "the model"
+        return "reading the slides" if self.read < self.compute else "the model"
 
 
 def examine(
@@ -114,24 +114,27 @@ def check_engines(model: Model) -> list[Check]:
 
 
 def _measure(model: Model, seconds: float) -> list[Check]:
-    """Measure the speed of the model on this machine, and of decoding."""
-    cores, side = available_cores(), model.spec.side_px
-    pixels = measure_decoding(seconds, cores)
-    said = f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores"
-    decoding = Check("decoding", Verdict.OK, said)
+    """Measure what one worker reads and what its device computes, one after the other."""
+    shares_cores = choose_device("auto").type == "cpu"
+    workers = 1 if shares_cores else len(list_gpus())
+    threads = max(2, available_cores() // workers)
+    read = measure_reading(model.spec, threads, seconds)
+    said = f"{read:,.0f} patches/s from JPEG tiles by the {threads} threads of one worker"
+    reading = Check("reading", Verdict.OK, said)
     try:
         predictor = open_predictor(model).predictor
         compute = measure_model(predictor, model.spec, seconds)
     except WsiError as error:
-        return [decoding, Check("model", Verdict.BAD, str(error))]
-    speed = Speed(pixels / side**2, compute, shares_cores=choose_device("auto").type == "cpu")
-    name = f"{model.architecture}, {side} px"
+        return [reading, Check("model", Verdict.BAD, str(error))]
+    speed = Speed(read, compute, shares_cores)
+    name = f"{model.architecture}, {model.spec.side_px} px"
+    place = f" on each of {workers} GPUs" if workers > 1 else ""
     expected = (
-        f"about {speed.expected:,.0f} patches/s of slides scanned at the model's scale; the"
+        f"about {speed.expected:,.0f} patches/s{place} of slides scanned at the model's scale; the"
         f" bottleneck is {speed.bottleneck}"
     )
     return [
-        decoding,
+        reading,
         Check("model", Verdict.OK, f"{name}: {compute:,.0f} patches/s by {predictor.setting}"),
         Check("expected", Verdict.OK, expected),
     ]

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import disk_usage
 
@@ -11,9 +11,12 @@ from wsi_pipeline.core.limits import available_cores, limited_memory
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.models.choice import ModelChoice
+from wsi_pipeline.runs.cutting import scale_by_table
 from wsi_pipeline.runs.disk_space import find_existing
 from wsi_pipeline.runs.infer import choose_engine, make_jobs, open_model, read_tiling
-from wsi_pipeline.runs.workers import take_share
+from wsi_pipeline.runs.workers import choose_workers, take_share
+from wsi_pipeline.scheduling import open_workers
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import PreviewState, SlidePreview
@@ -58,7 +61,8 @@ def preview_run(
     """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
     loaded = open_model(model, options, listener)
-    choice = choose_engine(model, options, Listener())
+    slides = scale_by_table(slides, options)
+    choice = _choose_engine(model, options)
     slides, _ = take_share(slides, options.shard)
     jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)
     listener.working_on(f"opening {len(jobs):,} slide{'' if len(jobs) == 1 else 's'}")
@@ -67,6 +71,15 @@ def preview_run(
     return RunPreview(
         tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found))
     )
+
+
+def _choose_engine(model: Path, options: InferOptions) -> ModelChoice:
+    """Return the engine of the run, chosen by a worker where there are GPUs, else here."""
+    workers = choose_workers(options, options.device)
+    if not workers.gpus:
+        return choose_engine(model, options, Listener())
+    with open_workers(replace(workers, count=1, gpus=workers.gpus[:1])) as pool:
+        return choose_engine(model, options, Listener(), replace(workers, count=1), pool)
 
 
 def preview_slide(job: InferJob) -> tuple[SlidePreview, SlideOutcome]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, LOCAL, RAW, SRGB, STORE_SUFFIX
+from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, RAW, SRGB, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount
@@ -38,6 +38,7 @@ from wsi_pipeline.outputs.run_files import (
     write_slides_tables,
 )
 from wsi_pipeline.runs.batch import Batch, run_batch
+from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.done import find_done
 from wsi_pipeline.runs.events import log_events
@@ -46,7 +47,6 @@ from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
-from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.stages.tile_config import TileConfig
@@ -64,14 +64,7 @@ def read_request(options: InferOptions) -> EngineRequest:
 
 def read_tiling(options: InferOptions, model: ModelFacts) -> TileConfig:
     """Return how slides are cut for a model: with its patch size, at its scale."""
-    return TileConfig(
-        spec=model.spec,
-        tissue=TissueParameters(options.tissue or LOCAL, min_tissue=options.min_tissue),
-        slide_mpp=options.slide_mpp,
-        allow_upsample=options.allow_upsample,
-        rules=LabelRules(class_names=model.class_names),
-        takes_otsu=options.tissue is None,
-    )
+    return read_cutting(options, model.spec, LabelRules(class_names=model.class_names))
 
 
 def infer_slides(
@@ -90,7 +83,8 @@ def infer_slides(
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
     facts = open_model(model, options, listener)
-    (slides, suffix), tiling = take_share(slides, options.shard), read_tiling(options, facts)
+    slides, suffix = take_share(scale_by_table(slides, options), options.shard)
+    tiling = read_tiling(options, facts)
     workers = choose_workers(options, options.device)
     jobs = make_jobs(slides, choose_unsettled(facts, model, options), tiling, results, options)
     done = find_done(jobs, here=not workers.processes)
@@ -251,6 +245,12 @@ def make_jobs(
 ) -> list[InferJob]:
     """Return a job for every slide or store. Raises ConfigError if stores are to be kept again."""
     keep, view = options.keep_patches, read_view(options).at_site(read_site(results))
+    masks = read_masks(options)
+    if masks and any(slide.is_store for slide in slides):
+        raise ConfigError(
+            f"{options.mask}: masks choose patches of slides, and these are patch stores; leave"
+            " --mask out"
+        )
     if keep is not None and any(slide.is_store for slide in slides):
         raise ConfigError(
             f"{keep}: patches are kept of slides, and these are patch stores already; leave"
@@ -259,12 +259,14 @@ def make_jobs(
     # As `wsi tile` does without labels: what a model calls its classes is not the store's business.
     plain = replace(tiling, rules=LabelRules())
     kept = [
-        None if keep is None else TileJob(replace(slide, label_file=None), keep.absolute(), plain)
+        None
+        if keep is None
+        else TileJob(replace(slide, label_file=None), keep.absolute(), plain, masks=masks)
         for slide in slides
     ]
     out, force = results.absolute(), options.force
     is_free = (options.engine, options.precision) == (AUTO, AUTO) and not options.compile
     return [
-        InferJob(slide, out, choice, tiling, slide.is_store, force, view, store, is_free)
+        InferJob(slide, out, choice, tiling, slide.is_store, force, view, store, is_free, masks)
         for slide, store in zip(slides, kept, strict=True)
     ]

@@ -138,6 +138,7 @@ def _plan_slide(row: SheetRow, links: _Links) -> dict[str, Any]:
         "mpp": slide.slide_mpp,
         "patient_id": slide.patient_id and links.identify("patient", slide.patient_id),
         "labels": label and links.add(_label_stem(label, name), label),
+        "mask": slide.mask_file and links.add(f"{MASKS}/{name}", slide.mask_file),
         "split": row.split,
         "label": slide.slide_label,
     }
@@ -163,7 +164,12 @@ def _label_stem(file: Path, name: str) -> str:
 
 
 def _plan_mask(row: SheetRow, masks: Sequence[Path], links: _Links) -> bool:
-    """Plan the link of a slide's mask; False where it has none, which `wsi tile` will report."""
+    """Plan the link of a slide's mask; False where it has none, which `wsi tile` will report.
+
+    That of the sample sheet is planned with the slide.
+    """
+    if row.slide.mask_file is not None:
+        return True
     with suppress(LabelError):
         mask = match_mask(row.slide.path.stem, masks)
         links.add(f"{MASKS}/{links.pseudonyms.name(row.slide.slide_id)}", mask)

@@ -5,7 +5,7 @@ import io
 import re
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_bounded, read_json
 from wsi_pipeline.core.outcome import SlideState, describe_counts, state_of
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.runs.events import read_events
+from wsi_pipeline.runs.events import read_events, read_progress
 from wsi_pipeline.store.commit import STAGED
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import read_owner
@@ -87,6 +87,26 @@ class LastRun:
         counts = re.findall(r"\b([a-z]++) (\d{1,18})\b", self.account.partition("=")[2])
         known = {state.value: state.word for state in SlideState}
         return describe_counts({known[s]: int(count) for s, count in counts if s in known})
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """The last run of a folder as a page shows it, while it is under way and afterwards."""
+
+    is_under_way: bool
+    ending: str
+    """As in `LastRun`."""
+    slides: int
+    slides_ended: int
+    patches_done: int | None
+    """None unless the run is under way, as the rest of the figures."""
+    patches_expected: float | None
+    rate: float | None
+    """Patches per second, over the last five minutes."""
+    seconds_left: float | None
+    slides_under_way: tuple[UnderWay, ...]
+    failures: tuple[Failure, ...]
+    """In the order in which they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +236,68 @@ def _read_failures(folder: Path) -> tuple[Failure, ...]:
     return tuple(found)
 
 
+def read_live(folder: Path, events: Sequence[Mapping[str, Any]]) -> LiveRun | None:
+    """Return the last run of a folder by its log of `events`; None where there was none.
+
+    The shares of an array job that are under way count as one run.
+    """
+    if (last := _find_last_run(events)) is None:
+        return None
+    begun, run = last
+    shares = read_progress(folder)
+    runs = {str(share.get("run")) for share in shares} or {begun["run"]}
+    failures = [
+        _take_failure(str(event.get("slide")), str(event.get("message", "")))
+        for event in events
+        if event["run"] in runs
+        and event["event"] == "slide ended"
+        and event.get("state") == SlideState.FAILED
+    ]
+    return LiveRun(
+        is_under_way=bool(shares),
+        ending=run.ending,
+        slides=int(_add_up(shares, "slides") or run.slides),
+        slides_ended=sum(e["run"] in runs and e["event"] == "slide ended" for e in events),
+        patches_done=int(_add_up(shares, "patches_done") or 0) if shares else None,
+        patches_expected=_add_up(shares, "patches_expected"),
+        rate=_add_up(shares, "rate"),
+        seconds_left=max(_list_numbers(shares, "seconds_left"), default=None),
+        slides_under_way=_list_under_way(folder) if shares else (),
+        failures=tuple(failures),
+    )
+
+
+def _take_failure(slide_id: str, message: str) -> Failure:
+    return Failure(slide_id, SlideState.FAILED, message.removeprefix(f"{slide_id}: "))
+
+
+def _list_numbers(shares: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = [share.get(name) for share in shares]
+    return [value for value in values if isinstance(value, int | float)]
+
+
+def _add_up(shares: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the sum over the shares that know the figure; None where none does."""
+    known = _list_numbers(shares, name)
+    return sum(known) if known else None
+
+
 def _read_last_run(folder: Path) -> LastRun | None:
     """By the log of events; where there is none, by run.json."""
-    events = read_events(folder)
+    found = _find_last_run(read_events(folder))
+    return _read_run_json(folder) if found is None else found[1]
+
+
+def _find_last_run(
+    events: Sequence[Mapping[str, Any]],
+) -> tuple[Mapping[str, Any], LastRun] | None:
+    """Return the event with which the last run began, and the run; None where none did."""
     begun = next((event for event in reversed(events) if event["event"] == "run begun"), None)
     if begun is None:
-        return _read_run_json(folder)
+        return None
     own = [event for event in events if event["run"] == begun["run"]]
     last = own[-1]
-    return LastRun(
+    return begun, LastRun(
         began=begun["time"],
         command=str(begun.get("command", "")),
         ending={"run ended": "ended", "run stopped": "stopped"}.get(last["event"])

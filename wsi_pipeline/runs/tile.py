@@ -2,32 +2,38 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV, LOCAL, STORE_SUFFIX
 from wsi_pipeline.core.errors import EnvironmentFault, LabelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.limits import available_cores, limited_memory
 from wsi_pipeline.core.options import IngestOptions, TileOptions
-from wsi_pipeline.core.outcome import RunAccount, SlideState
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.discovery import list_label_files, match_beside, match_labels
 from wsi_pipeline.labels.rules import read_rules
-from wsi_pipeline.labels.tissue_mask import list_masks
+from wsi_pipeline.labels.tissue_mask import match_mask
 from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
+from wsi_pipeline.outputs.tiling_page import TilingCommand, write_tiling_page
 from wsi_pipeline.runs.batch import run_batch
+from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
-from wsi_pipeline.slides.quality import QualityParameters
-from wsi_pipeline.slides.sheet import scale_slides
-from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.ingest import IngestJob
 from wsi_pipeline.stages.ingest_layouts import (
     LayoutOptions,
@@ -36,8 +42,9 @@ from wsi_pipeline.stages.ingest_layouts import (
     find_patches,
     find_patient,
 )
+from wsi_pipeline.stages.measure_tiling import count_kept, list_tuned, measure_tiling
 from wsi_pipeline.stages.relabel import warn_missing_classes
-from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile import TileJob, plan_patches
 from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
@@ -60,32 +67,9 @@ def read_tiling(options: TileOptions) -> TileConfig:
     mpp = MPP_OF_40X if options.mpp is None else options.mpp
     if options.magnification is not None:
         mpp = UM_PER_PX_AT_1X / options.magnification
-    drop = tuple(sorted({*options.drop}))
-    return TileConfig(
-        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp, options.icc),
-        tissue=TissueParameters(
-            detector=options.tissue or LOCAL,
-            min_width_um=options.min_width,
-            sure_density=options.min_density,
-            closing_radius_um=options.closing,
-            mask_mpp=options.mask_mpp,
-            min_object_um2=options.min_object,
-            max_hole_um2=options.max_hole,
-            min_tissue=options.min_tissue,
-        ),
-        slide_mpp=options.slide_mpp,
-        allow_upsample=options.allow_upsample,
-        rules=read_rules(options),
-        quality=QualityParameters(
-            max_pen=options.max_pen,
-            max_fold=options.max_fold,
-            max_bubble=options.max_bubble,
-            min_sharpness=options.min_sharpness,
-            drop=drop,
-        ),
-        reader=options.reader,
-        takes_otsu=options.tissue is None,
-    )
+    side_px = options.patch_size
+    spec = PatchSpec(side_px, options.stride or side_px, mpp, options.icc)
+    return read_cutting(options, spec, read_rules(options))
 
 
 def read_pixel_codec(options: TileOptions) -> PixelCodec:
@@ -103,10 +87,9 @@ def tile_slides(
     """Cut every slide into a patch store in `out`."""
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
-    masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
+    masks = read_masks(options)
     slides = label_slides(slides, options.labels, options.patient_regex, masks)
-    slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
-    slides, suffix = take_share(slides, options.shard)
+    slides, suffix = take_share(scale_by_table(slides, options), options.shard)
     workers = choose_workers(options, tiled=max(len(slides), 1))
     make_folder(out)
     jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]
@@ -123,6 +106,58 @@ def tile_slides(
     return batch.account
 
 
+@dataclass(frozen=True, slots=True)
+class TilingPages:
+    """Where pages of a dry run are written, and the words of their command lines."""
+
+    out: Path
+    words: Callable[[FoundSlide], Sequence[str]]
+
+
+def preview_tiling(
+    slides: Sequence[FoundSlide],
+    options: TileOptions | None = None,
+    pages: TilingPages | None = None,
+) -> RunAccount:
+    """Return how many patches each slide would give, as outcomes; write nothing but `pages`."""
+    options = options or TileOptions()
+    masks = read_masks(options)
+    slides, _ = take_share(scale_by_table(slides, options), options.shard)
+    if pages is not None:
+        make_folder(pages.out)
+    look = partial(_preview_slide, options=options, masks=masks, pages=pages)
+    with limited_memory(), ThreadPoolExecutor(available_cores(), "look") as pool:
+        return RunAccount(tuple(pool.map(look, slides)))
+
+
+def _preview_slide(
+    slide: FoundSlide, options: TileOptions, masks: Sequence[Path], pages: TilingPages | None
+) -> SlideOutcome:
+    """Return what a slide would give; its faults are its own."""
+    config, path = read_tiling(options), str(slide.path)
+    mask = match_mask(slide.path.stem, masks) if masks else None
+    scale = config.scale_of(slide)
+    opened = (slide.path, slide.slide_id, scale, config.reader, config.spec.icc)
+    try:
+        with closing(open_slide(*opened)) as reader:
+            if pages is None:
+                table, _ = plan_patches(reader, config, mask_file=mask)
+                patches, where = table.patches, ""
+            else:
+                measures = measure_tiling(reader, config, mask)
+                given = {name: getattr(options, name) for name in list_tuned()}
+                given |= {"tissue": config.tissue.detector, "drop": list(config.quality.drop)}
+                defaults = {name: getattr(TileOptions(), name) for name in given}
+                defaults |= {"tissue": LOCAL, "drop": []}
+                command = TilingCommand(pages.words(slide), given, defaults)
+                where = f"  →  {write_tiling_page(measures, command, pages.out)}"
+                patches = count_kept(measures, config)
+    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's own
+        return describe_failure(slide.slide_id, path, error)
+    state = SlideState.OK if patches else SlideState.ZERO
+    return SlideOutcome(slide.slide_id, path, state, f"{patches:,} patches{where}", patches)
+
+
 def _list_made(jobs: Sequence[TileJob], account: RunAccount) -> list[SlideInfo]:
     """Return each slide that has a store."""
     made = zip(jobs, account.outcomes, strict=True)
@@ -130,15 +165,19 @@ def _list_made(jobs: Sequence[TileJob], account: RunAccount) -> list[SlideInfo]:
     return [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
 
 
-def has_labels(out: Path) -> bool:
-    """Return True if any of the first stores in a folder has a labelled patch."""
-    for path in sorted(out.glob(f"*{STORE_SUFFIX}"))[:LOOKED_AT]:
-        try:
-            if (PatchStore(path).labels >= 0).any():
-                return True
-        except (StoreError, EnvironmentFault):
-            continue
-    return False
+def find_classes(out: Path) -> set[int]:
+    """Return the classes, 0 and 1, of which the stores in a folder have patches.
+
+    Where the first of them have none, the others are not looked at.
+    """
+    found: set[int] = set()
+    for number, path in enumerate(sorted(out.glob(f"*{STORE_SUFFIX}"))):
+        if len(found) == 2 or (number >= LOOKED_AT and not found):
+            break
+        with suppress(StoreError, EnvironmentFault):  # said with its slide
+            labels = PatchStore(path).labels
+            found |= {*np.unique(labels[labels >= 0]).tolist()}
+    return found
 
 
 def label_slides(

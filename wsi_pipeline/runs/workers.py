@@ -1,18 +1,13 @@
 """The workers of a run over many slides, and its share of the slides."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from wsi_pipeline.core.choices import AUTO
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, one_line
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import WorkerOptions
 from wsi_pipeline.models.choice import Gpu
+from wsi_pipeline.models.gpus import find_gpus
 from wsi_pipeline.scheduling import Tls, Workers
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.selection import Shard
@@ -23,11 +18,6 @@ MOST_TILERS = 16
 
 CORES_OF_ONE_TILER = 2
 """Cores that one process keeps busy, whose threads decode, cut and write."""
-
-PATIENCE_S = 120.0
-"""Seconds in which torch has to say which GPUs there are."""
-DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
-"""Devices of which one is there where the driver of a GPU is."""
 
 
 def choose_workers(options: WorkerOptions, device: str = "cpu", tiled: int = 0) -> Workers:
@@ -58,7 +48,7 @@ def choose_workers(options: WorkerOptions, device: str = "cpu", tiled: int = 0) 
     if pool.is_elsewhere:
         return replace(pool, threads=max(2, available_cores()))
     wanted = tuple(name.strip() for name in (options.gpus or "").split(",") if name.strip())
-    found = _find_gpus(device)
+    found = find_gpus(device)
     if wanted and not found:
         raise ConfigError(
             f"--gpus {','.join(wanted)}: no usable GPU on this machine, or --device cpu; leave it"
@@ -94,36 +84,6 @@ def choose_gpus(wanted: Sequence[str], found: Sequence[Gpu]) -> tuple[str, ...]:
             raise ConfigError(f"--gpus {each}: {fault} ({listed}); name them by number or UUID")
         names.append(matches[0].name)
     return tuple(names)
-
-
-def _find_gpus(device: str) -> list[Gpu]:
-    """Return the GPUs that may be used; torch is loaded in a process of its own.
-
-    This process never prepares CUDA, which would take memory of the first GPU, and all of one in
-    exclusive mode. Raises EnvironmentFault where a GPU is asked for and there is none.
-    """
-    if device == "cpu" or (device == AUTO and not any(path.exists() for path in DRIVERS)):
-        return []
-    found = ask_gpus()
-    if device == "cuda" and not found:
-        raise EnvironmentFault("cuda: no usable GPU here (see nvidia-smi); use --device cpu")
-    return found
-
-
-def ask_gpus() -> list[Gpu]:
-    """Ask a child process for the GPUs. Raises EnvironmentFault where it cannot tell."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "wsi_pipeline.models.device"],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdout=subprocess.PIPE,
-            check=True,
-            timeout=PATIENCE_S,
-        )
-        return [Gpu(*map(str, each)) for each in json.loads(done.stdout)]
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
-        what = f"torch cannot tell which GPUs there are ({one_line(error)})"
-        raise EnvironmentFault(f"{what}; see nvidia-smi, or use --device cpu") from error
 
 
 def take_share(slides: Sequence[FoundSlide], shard: str | None) -> tuple[list[FoundSlide], str]:

@@ -21,12 +21,16 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.counting.review_file import review_path
 from wsi_pipeline.outputs.heatmap import read_aggregation
 from wsi_pipeline.outputs.summary_json import add_review, read_summary
+from wsi_pipeline.runs.events import list_logs, read_events
+from wsi_pipeline.runs.status import LiveRun, read_live
 from wsi_pipeline.slides.selection import list_slides
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results
 from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
+MAX_LOG_BYTES = 64 * 1024 * 1024
+"""A longer log of events is not read again and again while it grows."""
 MAX_DEPTH = 32
 """Levels of brackets in the model's description in results; deeper JSON could not be sent."""
 
@@ -119,6 +123,7 @@ class Catalogue:
         self._known: dict[Path, Result] = {}
         self._entries: dict[str, SlideEntry] = {}
         self._checked = float("-inf")
+        self._logs: dict[str, tuple[list[FileStamp | None], list[dict[str, Any]]]] = {}
 
     def entries(self) -> list[SlideEntry]:
         """Return every slide, sorted by name."""
@@ -127,6 +132,19 @@ class Catalogue:
     def find(self, slide_id: str) -> SlideEntry | None:
         """Return the slide of that name, or None."""
         return self._current().get(slide_id)
+
+    def live(self, run: Run) -> LiveRun | None:
+        """Return the last `wsi` run over a results folder; None where none has left a log."""
+        try:
+            stamps = [stamp_file(path) for path in list_logs(run.folder)]
+            known, events = self._logs.get(run.run_id, (None, []))
+            if known != stamps:
+                events = read_events(run.folder, MAX_LOG_BYTES)
+                self._logs[run.run_id] = stamps, events
+            return read_live(run.folder, events)
+        except OSError as error:
+            logger.warning("%s: its last run cannot be read: %s", run.name, error)
+            return None
 
     @property
     def is_fresh(self) -> bool:

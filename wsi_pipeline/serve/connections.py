@@ -20,7 +20,7 @@ its connection is closed finds it reset, and may never read the answer.
 """
 TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 HEAD, ANSWER, END = "head", "answer", "end"
-"""What a connection waits for."""
+"""The part of a request that a connection waits for."""
 
 
 def limited_connection(limits: Limits) -> type["Connection"]:

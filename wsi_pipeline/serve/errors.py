@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.serve.decoding import Busy, TooSlow
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ ANSWERS: tuple[tuple[type[Exception], int, int, str], ...] = (
     (ClientDisconnect, 400, logging.INFO, "the request did not come whole"),
     (Busy, 503, logging.WARNING, "busy; try again in a moment"),
     (TooSlow, 422, logging.WARNING, "took longer than the time limit and was stopped"),
+    (EnvironmentFault, 503, logging.ERROR, f"the machine cannot do it now; {REASON}"),
     (WsiError, 422, logging.WARNING, f"cannot be read; {REASON}"),
     (Exception, 500, logging.ERROR, f"internal error; {REASON}"),
 )

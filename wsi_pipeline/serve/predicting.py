@@ -1,5 +1,6 @@
 """Predictions for uploaded images: single patches, and larger images cut on the model's grid."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import SCALE_TOLERANCE
-from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.errors import GpuLost, SlideError
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
     MIN_MPP,
@@ -21,6 +22,7 @@ from wsi_pipeline.core.geometry import (
     lay_grid,
 )
 from wsi_pipeline.core.slide import SlideInfo
+from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs.report_html import describe_grid
 from wsi_pipeline.serve.decoding import DecoderPool, DecodingError
@@ -32,6 +34,8 @@ from wsi_pipeline.slides.images import ImageReader
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages.tile import resolve_scale
 from wsi_pipeline.stages.tile_config import TileConfig
+
+logger = logging.getLogger(__name__)
 
 
 class SentImage(ImageReader):
@@ -140,11 +144,23 @@ class PredictionService:
         shape = (int(header["height"]), int(header["width"]), 3)
         return np.frombuffer(bytearray(content), dtype=np.uint8).reshape(shape)
 
+    def _compute(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities (b,); where this process has lost its GPU, by the CPU from then on.
+
+        Raises EnvironmentFault.
+        """
+        try:
+            return self.predictor(pixels)
+        except GpuLost as error:
+            logger.warning("%s; uploads are computed on the CPU from now on", error)
+            self.predictor = open_predictor(self.predictor.model, "cpu").predictor
+            return self.predictor(pixels)
+
     def _predict_image(self, number: int, image: bytes, plan: ImagePlan) -> ImagePrediction:
         pixels = self._decode(number, image)
         threshold = np.float32(self.predictor.model.terms.alone.count)
         if plan.grid is None:
-            probability = self.predictor(pixels[None])
+            probability = self._compute(pixels[None])
         else:
             probability = self._predict_grid(pixels, plan, plan.grid)
         rows = [
@@ -168,4 +184,4 @@ class PredictionService:
         reader = SentImage(pixels, plan.size, plan.mpp)
         patches = SlidePatches(reader, grid, positions, block_size)
         blocks = range(count_blocks(len(positions), block_size))
-        return np.concatenate([self.predictor(patches.read_block(one).pixels) for one in blocks])
+        return np.concatenate([self._compute(patches.read_block(one).pixels) for one in blocks])

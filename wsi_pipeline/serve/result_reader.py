@@ -14,6 +14,7 @@ from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.regions import Region, find_regions
+from wsi_pipeline.outputs.tissue import TissuePiece, describe_pieces
 from wsi_pipeline.serve.catalogue import Result, read_model
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.store.predictions import open_result
@@ -38,6 +39,8 @@ class LoadedResult:
     """The model's own for counting."""
     own: NDArray[np.float32]
     """(rows, cols) probability of each patch alone, without its neighbours."""
+    spread: NDArray[np.float32] | None = None
+    """(rows, cols) standard deviation of the logits of an ensemble's members; None: one model."""
 
 
 class ResultReader:
@@ -50,6 +53,8 @@ class ResultReader:
         results: LRUCache[Hashable, LoadedResult] = LRUCache(KEPT_RESULTS)
         regions: LRUCache[Hashable, tuple[Region, ...]] = LRUCache(KEPT_REGIONS)
         self._load = cached(results, key=_stamp, condition=Condition())(_load)
+        pieces: LRUCache[Hashable, tuple[TissuePiece, ...]] = LRUCache(KEPT_RESULTS)
+        self._describe = cached(pieces, key=_stamp, condition=Condition())(self._describe_pieces)
         self._find = cached(regions, key=_stamp, condition=Condition())(self._find_regions)
 
     def load(self, result: Result) -> LoadedResult:
@@ -63,6 +68,14 @@ class ResultReader:
     def regions(self, result: Result, threshold: float, min_area_mm2: float) -> tuple[Region, ...]:
         """Return the regions at a threshold. Raises as `load`."""
         return self._find(result, threshold, min_area_mm2)
+
+    def pieces(self, result: Result) -> tuple[TissuePiece, ...]:
+        """Return the pieces of tissue on the glass. Raises as `load`."""
+        return self._describe(result)
+
+    def _describe_pieces(self, result: Result) -> tuple[TissuePiece, ...]:
+        loaded = self.load(result)
+        return describe_pieces(loaded.table, loaded.heatmap)
 
     def _find_regions(self, result: Result, *limits: float) -> tuple[Region, ...]:
         return find_regions(self.load(result).heatmap, *limits)
@@ -85,7 +98,8 @@ def _load(result: Result) -> LoadedResult:
     own = place_on_grid(table, predictions.alone)
     threshold = predictions.terms.choose(view.context_um).count
     described = describe_model(model)
-    return LoadedResult(result, summary, table, heatmap, described, threshold, own)
+    spread = None if predictions.spread is None else place_on_grid(table, predictions.spread)
+    return LoadedResult(result, summary, table, heatmap, described, threshold, own, spread)
 
 
 def require_summary(result: Result) -> SlideSummary:

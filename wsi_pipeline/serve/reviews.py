@@ -52,7 +52,7 @@ class ReviewService:
                 slide, grid = loaded.table.slide, loaded.table.grid
                 return read_review(path, slide.fingerprint, grid)
         except StoreError as error:
-            raise _refuse(error) from error
+            raise refuse_review(error) from error
         return self._start(loaded)
 
     def answer(self, loaded: LoadedResult, row: int, col: int, is_positive: bool) -> Review:
@@ -99,7 +99,7 @@ class ReviewService:
         except ConfigError as error:
             raise Refusal(409, str(error)) from error
         except StoreError as error:
-            raise _refuse(error) from error
+            raise refuse_review(error) from error
 
     def _start(self, loaded: LoadedResult) -> Review:
         table, heatmap = loaded.table, loaded.heatmap
@@ -150,6 +150,6 @@ def compose_patches(store: PatchStore, row: int, col: int) -> NDArray[np.uint8]:
     return large
 
 
-def _refuse(error: StoreError) -> Refusal:
+def refuse_review(error: StoreError) -> Refusal:
     """Return the refusal of a review file; its text names the file as the reviewer knows it."""
     return Refusal(422, "reviews/" + str(error).rpartition("/reviews/")[2])

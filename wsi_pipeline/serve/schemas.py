@@ -1,10 +1,11 @@
 """Bodies of requests and answers, as OpenAPI shows them."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from wsi_pipeline.core.outcome import SlideSummary
+from wsi_pipeline.outputs.regions import Polygons
 from wsi_pipeline.serve.job_queue import JobState
 
 
@@ -22,6 +23,42 @@ class RunBody(BaseModel):
     name: str
 
 
+class FailureBody(BaseModel):
+    """A slide of the last run that failed."""
+
+    slide_id: str
+    reason: str
+
+
+class SlideUnderWay(BaseModel):
+    """A slide that is being inferred."""
+
+    slide_id: str
+    blocks_done: int
+    blocks: int | None = Field(description="Null until its patches are chosen.")
+
+
+class LiveBody(BaseModel):
+    """The last `wsi` run over a results folder, while it is under way and afterwards."""
+
+    is_under_way: bool
+    ending: str = Field(description="ended, stopped, killed, under way, or begun (not known).")
+    slides: int
+    slides_ended: int
+    patches_done: int | None = Field(description="Null unless under way, as the next ones.")
+    patches_expected: float | None
+    rate: float | None = Field(description="Patches per second, over the last five minutes.")
+    seconds_left: float | None
+    slides_under_way: list[SlideUnderWay]
+    failures: list[FailureBody] = Field(description="As they came; the first thousand.")
+
+
+class ListedRun(RunBody):
+    """One results folder in the list."""
+
+    live: LiveBody | None = Field(description="Null where no run has left a log of events.")
+
+
 class SlideRow(BaseModel):
     """One line of the slide list."""
 
@@ -34,16 +71,31 @@ class SlideRow(BaseModel):
         description="Free columns of the sample sheet, such as the site; by the same results."
     )
     summaries: dict[str, SlideSummary | None] = Field(description="By run; null where damaged.")
+    concerns: dict[str, dict[str, str]] = Field(
+        description="By run and kind (damaged, unlike, near): why to look at it before others."
+    )
 
 
 class SlideList(BaseModel):
     """Every slide that is served."""
 
-    runs: list[RunBody]
+    runs: list[ListedRun]
     can_predict: bool
     can_run_jobs: bool
     can_review: bool = Field(description="True if patches may be called on the page /review.")
+    can_write_excel: bool = Field(description="True if POST /tables/xlsx is possible here.")
     slides: list[SlideRow]
+
+
+class TableRequest(BaseModel):
+    """The slides of a table of metrics."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str = Field(max_length=200)
+    slide_ids: list[str] | None = Field(
+        None, max_length=100_000, description="In this order; null: every slide of the run."
+    )
 
 
 class TilesBody(BaseModel):
@@ -100,7 +152,7 @@ class RegionBody(BaseModel):
     max_probability: float
     bounds_l0: list[float]
     peak_xy_l0: list[float]
-    outline: list[list[list[list[float]]]] = Field(
+    outline: Polygons = Field(
         description="Polygons of rings of x, y in level-0 pixels; the first ring is the outer."
     )
 
@@ -112,6 +164,29 @@ class RegionsBody(BaseModel):
     min_area_mm2: float = Field(description="Smaller ones are left out.")
     found: int
     regions: list[RegionBody]
+
+
+class PieceBody(BaseModel):
+    """A piece of tissue: a section, a core, a spot; or the rest, which is specks."""
+
+    tissue_id: int = Field(description="1 … in rows from top to bottom; 0: the rest.")
+    name: str
+    area_mm2: float
+    patches: int
+    assessed: int = Field(description="Patches with a probability.")
+    positives: int
+    positive_mm2: float
+    positive_fraction: float | None = Field(description="Of the assessed patches.")
+    bounds_l0: list[float] | None = Field(description="x0, y0, x1, y1; null without tissue.")
+    outline: list[list[list[list[float]]]] = Field(
+        description="Polygons of rings of x, y in level-0 pixels; the first ring is the outer."
+    )
+
+
+class TissueBody(BaseModel):
+    """The pieces of tissue on the glass, by number, the rest last; none without a tissue mask."""
+
+    pieces: list[PieceBody]
 
 
 class ImagePrediction(BaseModel):
@@ -227,3 +302,97 @@ class ReviewEstimates(BaseModel):
 
     estimate: EstimateBody | None
     agreements: list[AgreementBody]
+
+
+class TruthBody(BaseModel):
+    """The known labels of a slide; everything is empty where nothing is known."""
+
+    source: str = Field(default="", description="Name of the label file.")
+    note: str = Field(default="", description="The reason where the labels cannot be read.")
+    class_names: list[str] = []
+    labels: str = Field(
+        default="",
+        description="int8 of each patch in row order, base64: 0 negative, 1 positive, -1 unknown.",
+    )
+    negative: Polygons = Field(default=[], description="Its area in level-0 pixels.")
+    positive: Polygons = Field(default=[], description="Its area in level-0 pixels.")
+
+
+class CorrectedRegion(BaseModel):
+    """One region that a person drew."""
+
+    number: int
+    class_name: str
+    area_mm2: float
+    outline: Polygons
+
+
+class CorrectionsBody(BaseModel):
+    """The regions that people drew on a slide."""
+
+    version: str = Field(description="Named by a change, so that it changes what was seen.")
+    class_names: list[str]
+    can_write: bool
+    regions: list[CorrectedRegion]
+    lines: list[str] = Field(description="The commands that train with them.")
+
+
+class NewCorrection(BaseModel):
+    """One region with its class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    class_name: str = Field(max_length=200)
+    geometry: dict[str, Any] = Field(description="GeoJSON of polygons, in level-0 pixels.")
+
+
+class NewCorrections(BaseModel):
+    """All regions of a slide."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(max_length=64)
+    regions: list[NewCorrection] = Field(max_length=5000)
+
+
+class CorrectionBody(BaseModel):
+    """One change of the corrections: of an area, or of a region by its number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(max_length=64)
+    action: Literal["draw", "erase", "relabel", "remove"]
+    class_name: str | None = Field(default=None, max_length=200)
+    number: int = Field(default=-1, ge=-1, le=10_000)
+    geometry: dict[str, Any] | None = Field(
+        default=None, description="GeoJSON of polygons, in level-0 pixels."
+    )
+
+
+class TrainingAnswer(AnswerBody):
+    """The reviewer's call of one patch, for training."""
+
+    seconds: float = Field(ge=0, le=86400, description="Time that the answer took.")
+
+
+class TrainingPatch(PatchPlace):
+    """A patch to call for training."""
+
+    queue: Literal["top", "unsure"] = Field(description="Among the most probable, or least sure.")
+
+
+class TrainingBody(BaseModel):
+    """What was called for training, which no count is made of, and what comes next."""
+
+    reviewer: str
+    positive_class: str
+    field_um: float
+    called: int
+    positives: int
+    hard_negatives: int = Field(description="Called negative from the top of the ranking.")
+    seconds: float = Field(description="Time that all answers took.")
+    upcoming: list[TrainingPatch]
+    lines: list[str] = Field(description="The commands that train with the answers.")
+    undone: PatchPlace | None = Field(
+        default=None, description="The patch of the answer that was removed."
+    )

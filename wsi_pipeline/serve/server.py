@@ -18,7 +18,15 @@ from starlette.types import ASGIApp
 
 from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
-from wsi_pipeline.serve import page_routes, review_routes, slide_routes, work_routes
+from wsi_pipeline.serve import (
+    annotation_routes,
+    page_routes,
+    review_routes,
+    slide_routes,
+    table_routes,
+    training_routes,
+    work_routes,
+)
 from wsi_pipeline.serve.auth import Guard
 from wsi_pipeline.serve.connections import limited_connection
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal, answer_fault
@@ -127,8 +135,11 @@ def build_app(services: Services) -> ASGIApp:
     bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)])
     api.include_router(slide_routes.router)
+    api.include_router(annotation_routes.router)
     api.include_router(review_routes.router)
+    api.include_router(training_routes.router)
     api.include_router(work_routes.router)
+    api.include_router(table_routes.router)
     app.include_router(api)
     app.include_router(page_routes.router)
     _answer_faults(app)

@@ -7,7 +7,7 @@ tables; a name that is in no table does not exist.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
@@ -18,6 +18,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.serve.annotations import CorrectionService, TruthReader
 from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, Result, SlideEntry
 from wsi_pipeline.serve.decoding import DecoderPool
@@ -28,6 +29,7 @@ from wsi_pipeline.serve.result_reader import LoadedResult, ResultReader
 from wsi_pipeline.serve.reviews import ReviewService
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
+from wsi_pipeline.serve.training_queue import TrainingQueue
 
 BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MAX_NAME = 200
@@ -76,6 +78,10 @@ class Services:
     """None without a model, slides and a results folder."""
     reviews: ReviewService | None = None
     """None where nobody reviews."""
+    training: TrainingQueue | None = None
+    """None where nobody reviews."""
+    truths: TruthReader = field(default_factory=TruthReader)
+    corrections: CorrectionService = field(default_factory=CorrectionService)
 
 
 @contextmanager
@@ -101,18 +107,23 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
             cache=cache,
             pixels=SlidePixels(readers, cache, limits, settings.slide_mpp),
             metrics=Metrics(),
-            predictions=_open_predictions(settings, uploads),
+            predictions=_open_predictions(settings, uploads, has_jobs=jobs is not None),
             jobs=jobs,
             reviews=None if settings.reviewer is None else ReviewService(settings),
+            training=None if settings.reviewer is None else TrainingQueue(settings.reviewer),
         )
         _watch(services, readers, uploads)
         yield services
 
 
-def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
+def _open_predictions(
+    settings: ServeSettings, uploads: DecoderPool, has_jobs: bool
+) -> PredictionService | None:
     if settings.model is None:
         return None
-    opened = open_predictor(load_model(settings.model, settings.terms), settings.device)
+    # The GPUs are those of the workers that run jobs; this process would hold memory of the first.
+    device = "cpu" if has_jobs else settings.device
+    opened = open_predictor(load_model(settings.model, settings.terms), device)
     logger.info(opened.line)
     return PredictionService(opened.predictor, uploads, settings.limits)
 

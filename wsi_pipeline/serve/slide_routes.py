@@ -3,6 +3,7 @@
 import io
 import logging
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wsi_pipeline.core.outcome import (
     describe_counting,
     describe_distance,
     describe_interval,
+    list_concerns,
 )
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.map_image import paint_map
@@ -31,11 +33,14 @@ from wsi_pipeline.outputs.report_html import (
     render_report,
 )
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.tissue import describe_piece
 from wsi_pipeline.serve.catalogue import Run, SlideEntry
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal
 from wsi_pipeline.serve.result_reader import DAMAGED, LoadedResult, require_summary
 from wsi_pipeline.serve.schemas import (
     Fault,
+    ListedRun,
+    LiveBody,
     RegionsBody,
     ResultBody,
     RunBody,
@@ -43,6 +48,7 @@ from wsi_pipeline.serve.schemas import (
     SlideList,
     SlideRow,
     TilesBody,
+    TissueBody,
 )
 from wsi_pipeline.serve.services import (
     Here,
@@ -60,6 +66,8 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
 }
 DEFAULT_REGIONS = 500
+MAX_FAILURES, MAX_REASON = 1000, 500
+"""Failures of a run in the list, and characters of a reason."""
 REPORT_POLICY = f"{CONTENT_POLICY}; sandbox allow-scripts"
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
@@ -77,15 +85,16 @@ NPY: Responses = {200: {"content": {"application/octet-stream": {}}}}
 HTML: Responses = {200: {"content": {"text/html": {}}}}
 
 
-@router.get("")
+@router.get("", summary="All slides with their numbers")
 def list_slides(services: Here) -> SlideList:
     """List every slide with its metrics in every run."""
     can_run_jobs = services.jobs is not None
     return SlideList(
-        runs=[_describe_run(run) for run in services.catalogue.runs],
+        runs=[_list_run(services, run) for run in services.catalogue.runs],
         can_predict=services.predictions is not None,
         can_run_jobs=can_run_jobs,
         can_review=services.reviews is not None,
+        can_write_excel=find_spec("xlsxwriter") is not None,
         slides=[
             SlideRow(
                 slide_id=entry.slide_id,
@@ -95,17 +104,36 @@ def list_slides(services: Here) -> SlideList:
                 patient_id=entry.patient_id,
                 columns=dict(entry.columns),
                 summaries={run_id: result.summary for run_id, result in entry.results.items()},
+                concerns={
+                    run_id: list_concerns(result.summary)
+                    for run_id, result in entry.results.items()
+                    if result.summary is not None
+                },
             )
             for entry in services.catalogue.entries()
         ],
     )
 
 
+def _list_run(services: Services, run: Run) -> ListedRun:
+    if (live := services.catalogue.live(run)) is None:
+        return ListedRun(run_id=run.run_id, name=run.name, live=None)
+    figures = asdict(live) | {"failures": [asdict(one) for one in live.failures[:MAX_FAILURES]]}
+    for failure in figures["failures"]:
+        failure["reason"] = failure["reason"][:MAX_REASON]
+    return ListedRun(run_id=run.run_id, name=run.name, live=LiveBody(**figures))
+
+
 def _describe_run(run: Run) -> RunBody:
     return RunBody(run_id=run.run_id, name=run.name)
 
 
-@router.get("/{slide_id}", response_model=SlideBody, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}",
+    response_model=SlideBody,
+    responses=UNCHANGED,
+    summary="One slide and its results",
+)
 def describe_one(services: Here, entry: NamedSlide, request: Request) -> Response:
     """Describe a slide: its geometry, and the results of each run."""
     headers = tag_version(request, entry.version)
@@ -186,7 +214,12 @@ def describe_result(run: Run, loaded: LoadedResult) -> ResultBody:
     )
 
 
-@router.get("/{slide_id}/summary", response_model=SlideSummary, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}/summary",
+    response_model=SlideSummary,
+    responses=UNCHANGED,
+    summary="A slide's numbers, as in summary.json",
+)
 def show_summary(
     services: Here, entry: NamedSlide, request: Request, run: RunName = None
 ) -> Response:
@@ -196,7 +229,12 @@ def show_summary(
     return JsonAnswer(asdict(require_summary(result)), headers=headers)
 
 
-@router.get("/{slide_id}/regions", response_model=RegionsBody, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}/regions",
+    response_model=RegionsBody,
+    responses=UNCHANGED,
+    summary="Positive regions, strongest first",
+)
 def show_regions(
     services: Here,
     loaded: NamedResult,
@@ -223,7 +261,25 @@ def show_regions(
     return JsonAnswer(content | {"regions": shown}, headers=headers)
 
 
-@router.get("/{slide_id}/map.npy", response_class=Response, responses=NPY)
+@router.get(
+    "/{slide_id}/tissue",
+    response_model=TissueBody,
+    responses=UNCHANGED,
+    summary="Pieces of tissue, and what was found on each",
+)
+def show_pieces(services: Here, loaded: NamedResult, request: Request) -> Response:
+    """List the pieces of tissue on the glass, what was found on each, and their outlines."""
+    headers = tag_version(request, loaded.result.digest)
+    pieces = services.results.pieces(loaded.result)
+    return JsonAnswer({"pieces": [describe_piece(piece) for piece in pieces]}, headers=headers)
+
+
+@router.get(
+    "/{slide_id}/map.npy",
+    response_class=Response,
+    responses=NPY,
+    summary="The map of probabilities, as numbers",
+)
 def send_map(
     loaded: NamedResult,
     request: Request,
@@ -240,7 +296,12 @@ def send_map(
     return Response(stream.getvalue(), media_type="application/octet-stream", headers=headers)
 
 
-@router.get("/{slide_id}/map.png", response_class=Response, responses=PNG)
+@router.get(
+    "/{slide_id}/map.png",
+    response_class=Response,
+    responses=PNG,
+    summary="The map of probabilities, in colours",
+)
 def draw_map(loaded: NamedResult, request: Request, threshold: Threshold = None) -> Response:
     """Draw the map in colours, one pixel per patch.
 
@@ -253,7 +314,9 @@ def draw_map(loaded: NamedResult, request: Request, threshold: Threshold = None)
     return Response(encode_png(pixels), media_type="image/png", headers=headers)
 
 
-@router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
+@router.get(
+    "/{slide_id}/tissue.png", response_class=Response, responses=PNG, summary="The tissue mask"
+)
 def show_tissue(loaded: NamedResult, request: Request) -> Response:
     """Draw the tissue mask that the patches were chosen by, over the thumbnail's area."""
     headers = tag_version(request, loaded.result.digest)
@@ -263,7 +326,12 @@ def show_tissue(loaded: NamedResult, request: Request) -> Response:
     return Response(content, media_type="image/png", headers=headers)
 
 
-@router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
+@router.get(
+    "/{slide_id}/thumbnail.jpg",
+    response_class=Response,
+    responses=JPEG,
+    summary="The overview of a slide",
+)
 def show_thumbnail(
     services: Here,
     entry: NamedSlide,
@@ -285,7 +353,12 @@ def show_thumbnail(
     return Response(content, media_type="image/jpeg", headers=headers)
 
 
-@router.get("/{slide_id}/tiles/{level}/{col}/{row}.jpg", response_class=Response, responses=JPEG)
+@router.get(
+    "/{slide_id}/tiles/{level}/{col}/{row}.jpg",
+    response_class=Response,
+    responses=JPEG,
+    summary="A tile of the slide",
+)
 async def show_tile(
     services: Here,
     entry: NamedSlide,
@@ -302,7 +375,12 @@ async def show_tile(
     return Response(content, media_type="image/jpeg", headers=headers)
 
 
-@router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
+@router.get(
+    "/{slide_id}/patches/{row}/{col}.png",
+    response_class=Response,
+    responses=PNG,
+    summary="A patch as the model saw it",
+)
 def show_patch(
     services: Here, entry: NamedSlide, loaded: NamedResult, row: TileNumber, col: TileNumber
 ) -> Response:
@@ -311,7 +389,12 @@ def show_patch(
     return Response(content, media_type="image/png")
 
 
-@router.get("/{slide_id}/report.html", response_class=Response, responses=HTML)
+@router.get(
+    "/{slide_id}/report.html",
+    response_class=Response,
+    responses=HTML,
+    summary="The report of a slide, in one file",
+)
 def send_report(loaded: NamedResult) -> Response:
     """Send the slide's report as one file."""
     try:

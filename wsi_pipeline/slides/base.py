@@ -86,7 +86,7 @@ class DeclaredScale(NamedTuple):
     mpp_x: str | None
     mpp_y: str | None
     instead: str = ""
-    """What the file states in its place, as the end of a sentence."""
+    """The words of the file in its place, as the end of a sentence."""
 
 
 class UserScale(NamedTuple):
@@ -238,3 +238,12 @@ def tiles_touched(boxes: Boxes, tile: tuple[int, int], shape: tuple[int, int]) -
         np.add.at(steps, corner, -1)
     touched: NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
     return touched
+
+
+def is_within(inner: Box, outer: Box) -> bool:
+    """Return whether a box lies within another."""
+    return all(
+        outer[axis] <= inner[axis]
+        and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2]
+        for axis in (0, 1)
+    )

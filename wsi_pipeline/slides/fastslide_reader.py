@@ -48,7 +48,7 @@ READ_S = 60.0
 CACHE_BYTES = 96 * 1024 * 1024
 PROBE_PX = 256
 FAULTS = (RuntimeError, ValueError, OSError, TypeError, IndexError, MemoryError)
-"""What its functions raise."""
+"""Errors that its functions raise."""
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 

@@ -34,6 +34,8 @@ class FoundSlide:
     """Label of the whole slide, by the sample sheet."""
     mpp_source: str = "user"
     """Source of `slide_mpp`."""
+    mask_file: Path | None = None
+    """Mask of the tissue to look at, by the sample sheet."""
     is_store: bool = False
     """A patch store instead of a slide."""
     columns: tuple[tuple[str, str], ...] = ()

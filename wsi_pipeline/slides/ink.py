@@ -44,7 +44,7 @@ LEAST_RIBBON, RIBBON_ROUGHNESS, RIBBON_LENGTH = 0.35, 0.025, 4.0
 RIBBON_EXCESS = 1.8
 """Such a stroke is so many times as dense as half of the slide's tissue."""
 RIM_UM, RIM_COSINE = 120.0, 0.96
-"""How far a stroke's rim reaches, and how alike its colour is to the stroke's."""
+"""Reach of a stroke's rim, and the likeness of its colour to the stroke's."""
 PALEST = 40
 """Percentile of a stroke's density up to which its colour is looked at."""
 LEAST_HUE = 0.3

@@ -20,7 +20,8 @@ COMPONENTS_ARE = b"\xff\xee\x00\x0eAdobe\x00d\x00\x00\x00\x00"
 """Adobe's segment, whose last byte says what the components are."""
 IS_RGB, IS_YCBCR = b"\x00", b"\x01"
 
-QUANTISATION, HUFFMAN, RESTART, SCAN = 0xDB, 0xC4, 0xDD, 0xDA
+QUANTISATION, HUFFMAN, RESTART = 0xDB, 0xC4, 0xDD
+SCAN_MARKER = b"\xff\xda"
 FRAMES = (0xC0, 0xC1, 0xC2)
 """Baseline, extended and progressive."""
 JFIF, ADOBE, COMMENT = 0xE0, 0xEE, 0xFE
@@ -34,15 +35,19 @@ FRAME_COMPONENTS_AT = 9
 
 
 def decode_jpeg(
-    content: bytes, tables: bytes | None, is_ycbcr: bool, size: tuple[int, int]
+    content: bytes,
+    tables: bytes | None,
+    is_ycbcr: bool,
+    size: tuple[int, int],
+    into: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return a tile of `size` (width, height), RGB (height, width, 3).
+    """Return a tile of `size` (width, height), RGB (height, width, 3); `into` is such an array.
 
     Raises ValueError where libjpeg warns of anything, and where the stream is not three components
     of that size.
     """
     width, height = size
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    pixels = np.empty((height, width, 3), dtype=np.uint8) if into is None else into
     stream = _begin(tables, is_ycbcr) + _strip_applications(content)
     decoded = simplejpeg.decode_jpeg(stream, strict=True, buffer=pixels)
     if decoded.shape != pixels.shape:
@@ -101,12 +106,24 @@ def _strip_applications(content: bytes) -> bytes:
 
     libjpeg would believe those of JFIF and Adobe about the components. Raises ValueError.
     """
+    try:
+        # As a rule the tiles of a slide begin alike: what comes before their scan is read once.
+        place, kept = _read_known(content[: content.find(SCAN_MARKER) + len(SCAN_MARKER)])
+    except ValueError:  # that is not their scan
+        place, kept = _read_header(content)
+    _segment(content, place)
+    return kept + content[place:]
+
+
+def _read_header(content: bytes) -> tuple[int, bytes]:
+    """Return the place of the scan, and the segments before it without the applications'.
+
+    Raises ValueError.
+    """
     kept: list[bytes] = []
     place = len(START)
-    while True:
+    while content[place : place + len(SCAN_MARKER)] != SCAN_MARKER:
         marker, stop = _segment(content, place)
-        if marker == SCAN:
-            return b"".join([*kept, content[place:]])
         if marker in APPLICATIONS or marker == COMMENT:
             _check_application(marker, content[place + 4 : stop])
         elif marker in FRAMES and content[place:stop][FRAME_COMPONENTS_AT:][:1] != b"\3":
@@ -116,6 +133,10 @@ def _strip_applications(content: bytes) -> bytes:
         else:
             kept.append(content[place:stop])
         place = stop
+    return place, b"".join(kept)
+
+
+_read_known = lru_cache(64)(_read_header)
 
 
 def _segment(content: bytes, place: int) -> tuple[int, int]:

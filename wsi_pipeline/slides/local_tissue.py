@@ -34,9 +34,9 @@ from wsi_pipeline.slides.scan_frame import WHITE, find_border, find_fill
 
 MAX_PX = 4_000_000
 HALO_SHARE, GLOW_SHARE = 0.2, 0.12
-"""What is dense, or glows, raises the threshold close by to this share of itself."""
+"""Dense and glowing parts raise the threshold close by to this share of themselves."""
 WIDE_GLOW_SHARE, JPEG_PX = 0.04, 17
-"""So far JPEG spreads what is bright in the dark, and to this share of it."""
+"""JPEG spreads a bright part in the dark so far, and to this share of it."""
 LACE_UM, LACE_WIDTH_UM = 72.0, 128.0
 LACE_OD, DENSEST_LACE = 0.003, 0.12
 LACE_ROUGHNESS, LACE_SHARE = 1.6, 0.6
@@ -58,7 +58,7 @@ class Limits(NamedTuple):
 
 
 class FoundTissue(NamedTuple):
-    """What every pixel of a thumbnail is, (h, w)."""
+    """The areas of a thumbnail, (h, w) each."""
 
     tissue: Mask
     areas: NDArray[np.uint8]

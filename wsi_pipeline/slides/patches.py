@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
-from wsi_pipeline.core.slide import PatchBlock, SlideInfo
+from wsi_pipeline.core.slide import PatchBlock, SlideInfo, TiledBlock
 from wsi_pipeline.slides.base import Box, Boxes, Level, SlideReader, choose_level
 from wsi_pipeline.slides.scaling import ScaledView
 
@@ -56,6 +56,64 @@ class CutsPatches(Protocol):
         Raises SlideError where a tile cannot be decoded by any reader.
         """
         ...
+
+    def lend_tiles(self, level: Level, cut: Cut, buffers: PixelBuffers) -> TiledBlock | None:
+        """Return patches as the tiles under them, or None where `cut` or `read` must do it."""
+        ...
+
+
+class TilesUnder(NamedTuple):
+    """The tiles under patches, and the patches' places on them; see `TiledBlock`."""
+
+    numbers: NDArray[np.int64]
+    """(t,) of the tiles on their level, ascending."""
+    is_shared: NDArray[np.bool_]
+    """(t,) True where other patches than these may lie on a tile, too."""
+    under: NDArray[np.int32]
+    corners: NDArray[np.int32]
+
+
+def find_tiles(cut: Cut, tile: tuple[int, int], across: int) -> TilesUnder:
+    """Return the tiles of (width, height), `across` in a row of the level, under patches on it."""
+    left, top = cut.boxes[:, :2].T
+    cols, x = _tiles_along(left, cut.side, tile[0])
+    rows, y = _tiles_along(top, cut.side, tile[1])
+    numbers = rows[:, :, None] * across + cols[:, None]  # (b, rows, cols)
+    first = int(numbers.min())
+    is_touched = _is_next(rows)[:, :, None] & _is_next(cols)[:, None]
+    patches = np.bincount(numbers[is_touched] - first)  # on each tile; faster than np.unique
+    (found,) = np.nonzero(patches)
+    under = (np.cumsum(patches > 0, dtype=np.int32) - 1)[numbers - first]
+    row, col = np.divmod(found + first, across)
+    possible = _count_over(row * tile[1] - cut.y, tile[1], cut)
+    possible *= _count_over(col * tile[0] - cut.x, tile[0], cut)
+    corners = np.stack([y, x], axis=1).astype(np.int32)
+    return TilesUnder(found + first, patches[found] < possible, under, corners)
+
+
+def _tiles_along(
+    start: NDArray[np.int64], side: int, length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tiles under patches along one axis, (b, most), the last one again and again.
+
+    And the patches' places (b,) on the first of them.
+    """
+    first, place = np.divmod(start, length)
+    most = (side + length - 2) // length + 1
+    last = (start + side - 1) // length
+    return np.minimum(first[:, None] + np.arange(most), last[:, None]), place
+
+
+def _is_next(tiles: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether a tile (b, most) is another than the one before it."""
+    is_next = np.ones(tiles.shape, np.bool_)
+    np.not_equal(tiles[:, 1:], tiles[:, :-1], out=is_next[:, 1:])
+    return is_next
+
+
+def _count_over(start: NDArray[np.int64], length: int, cut: Cut) -> NDArray[np.int64]:
+    """Return how many rows, or columns, of patches can lie over pixels from `start` on."""
+    return -(-(start + length) // cut.stride) - (start - cut.side) // cut.stride - 1
 
 
 def cut_region(region: NDArray[np.uint8], cut: Cut, pixels: NDArray[np.uint8]) -> None:
@@ -218,6 +276,21 @@ class SlidePatches:
         place = np.argsort(order, kind="stable")
         pixels, readable, fallbacks = self._read_in_order(positions[order], codes[order])
         return PatchBlock(pixels[place], readable[place], fallbacks)
+
+    def read_tiles(self, block: int, buffers: PixelBuffers) -> TiledBlock | None:
+        """Return a block as the decoded tiles under it, or None where `read_block` must cut it.
+
+        It must where pixels are averaged, where the reader decodes no tiles, where a patch lies
+        partly beyond the level or over a tile that cannot be decoded, and where patches lie so far
+        apart that their tiles take too much memory.
+        """
+        positions = self.positions[block_slice(block, self.block_size, len(self.positions))]
+        spec, view = self.grid.spec, self._view
+        corner = view.corner_on_level()
+        if corner is None or not len(positions) or not isinstance(self._reader, CutsPatches):
+            return None
+        cut = Cut(positions, *corner, spec.side_px, spec.stride_px)
+        return self._reader.lend_tiles(view.level, cut, buffers)
 
     def _read_in_order(self, positions: NDArray[np.int32], codes: NDArray[np.uint64]) -> PatchBlock:
         side = self.grid.spec.side_px

@@ -136,8 +136,9 @@ def measure_sharpness(
     pieces, owner = np.unique(centres, axis=0, return_inverse=True)
     for piece in range(len(pieces)):
         members = np.flatnonzero(owner.ravel() == piece)
-        x0, y0 = windows[members, :2].min(axis=0).tolist()
-        x1, y1 = windows[members, 2:].max(axis=0).tolist()
+        # A pixel more at each side, so that no value depends on which patches are in the piece.
+        x0, y0 = np.maximum(windows[members, :2].min(axis=0) - 1, 0).tolist()
+        x1, y1 = np.minimum(windows[members, 2:].max(axis=0) + 1, size).tolist()
         with suppress(SlideError):
             edges = laplace(rgb2gray(view.read(x0, y0, x1 - x0, y1 - y0)) * 255)
             sharpness[members] = _variances(edges, windows[members] - [x0, y0, x0, y0])
@@ -164,6 +165,13 @@ def _variances(values: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArr
     return np.maximum(mean(values**2) - mean(values) ** 2, 0)
 
 
+def complete_faults(
+    faults: Mapping[str, NDArray[np.bool_]], thumbnail: Thumbnail, mpp: float
+) -> Mapping[str, NDArray[np.bool_]]:
+    """Return the masks (h, w) of faults, with ink where the detector of tissue finds none."""
+    return faults if "pen" in faults else {**faults, "pen": find_pen(thumbnail.pixels, mpp)}
+
+
 def flag_patches(
     reader: SlideReader,
     grid: Grid,
@@ -176,9 +184,7 @@ def flag_patches(
 
     `faults` are masks (h, w) of the thumbnail by the names of flags.
     """
-    if "pen" not in faults:
-        mpp = reader.info.mpp * float(thumbnail.downsample)
-        faults = {**faults, "pen": find_pen(thumbnail.pixels, mpp)}
+    faults = complete_faults(faults, thumbnail, reader.info.mpp * float(thumbnail.downsample))
     flags, pen = np.zeros(len(positions), dtype=np.uint8), np.zeros(len(positions), np.float32)
     for name, mask in faults.items():
         share = tissue_fraction(mask, thumbnail, grid)[positions[:, 0], positions[:, 1]]

@@ -1,4 +1,4 @@
-"""What a thumbnail shows beside the glass: fill that was never scanned, and borders of the scanner.
+"""Parts of a thumbnail beside the glass: fill that was never scanned, and borders of the scanner.
 
 Both are told by their straight outlines: fill is white without noise, or nearly black; a border is
 smooth, has no colour and runs along the picture's edge.

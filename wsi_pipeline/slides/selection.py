@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -15,6 +15,7 @@ from wsi_pipeline.core.choices import (
     LABELS_SUFFIX,
     MANIFEST,
     MASK_SUFFIX,
+    PREVIEW_SUFFIX,
     WRITTEN,
 )
 from wsi_pipeline.core.errors import ConfigError, machine_fault
@@ -55,7 +56,7 @@ SIDE_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 """Files that scanners, viewers, downloads and systems leave beside slides; they are counted."""
 
 LABEL_IMAGE = re.compile(
-    r"(?P<name>.+)[_.-](labels?|masks?)(\.ome)?\.(png|tiff?|jpe?g|bmp)", re.IGNORECASE
+    r"(?P<name>.+)[_. -](labels?|masks?)(\.ome)?\.(png|tiff?|jpe?g|bmp)", re.IGNORECASE
 )
 """Names of label images and masks, which are no slides where the slide lies among the others."""
 SEPARATORS = ("_", "-", ".", " ")
@@ -194,25 +195,32 @@ def _named_as(path: Path, name: Path) -> Path:
 def find_label_images(paths: Sequence[Path]) -> list[Path]:
     """Return the label images and masks of slides among the paths, by their names.
 
-    Where the name is only the beginning of a slide's, a file that is compressed as photographs are
-    is a slide itself: no label survives that.
+    Where the name is only the beginning of a slide's, or a slide's only the beginning of the name
+    (`X_tissue_mask.tif`), a file that is compressed as photographs are is a slide itself: no label
+    survives that. Upper and lower case make no difference.
     """
-    named = {path: LABEL_IMAGE.fullmatch(path.name) for path in paths}
-    slides = {path.name for path, match in named.items() if match is None}
-    slides |= {Path(name).stem for name in slides}
-    return [
-        path
-        for path, match in named.items()
-        if match
-        and _begins_any(match["name"], slides)
-        and (match["name"] in slides or not is_photograph(path))
-    ]
+    matches = {path: LABEL_IMAGE.fullmatch(path.name) for path in paths}
+    named = {path: match["name"].casefold() for path, match in matches.items() if match}
+    slides = _list_names(path for path in paths if path not in named)
+    images = {path for path, name in named.items() if _is_image_of_any(path, name, slides)}
+    # A slide may itself be called as label images are, and have one.
+    slides |= _list_names(path for path in named if path not in images)
+    return [path for path, name in named.items() if path in images or name in slides]
 
 
-def _begins_any(name: str, slides: Collection[str]) -> bool:
-    """Return whether slides carry a name, or begin with it."""
+def _list_names(paths: Iterable[Path]) -> set[str]:
+    return {name.casefold() for path in paths for name in (path.name, path.stem)}
+
+
+def _is_image_of_any(path: Path, name: str, slides: Collection[str]) -> bool:
+    """Return whether a file of that name, without `_mask`, is a label image of any slide."""
+    if name in slides:
+        return True
     beginnings = tuple(name + separator for separator in SEPARATORS)
-    return name in slides or any(slide.startswith(beginnings) for slide in slides)
+    ends = (place for place, letter in enumerate(name) if letter in SEPARATORS)
+    is_near = any(name[:end] in slides for end in ends)
+    is_near = is_near or any(slide.startswith(beginnings) for slide in slides)
+    return is_near and not is_photograph(path)
 
 
 def _list_place(place: Path | str, recursive: bool) -> list[Path]:
@@ -298,7 +306,10 @@ def _is_side(name: str) -> bool:
 
 def is_written(name: str) -> bool:
     """Return whether wsi writes files of that name beside its products."""
-    return name.endswith((MASK_SUFFIX, LABELS_SUFFIX)) or SHARD.sub("", name) in WRITTEN
+    return (
+        name.endswith((MASK_SUFFIX, LABELS_SUFFIX, PREVIEW_SUFFIX))
+        or SHARD.sub("", name) in WRITTEN
+    )
 
 
 def is_work_of_wsi(folder: Path) -> bool:

@@ -2,8 +2,9 @@
 
 A sample sheet is one CSV for a whole cohort, a slide per line. Columns, of which only `wsi` is
 required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file),
-patient_id, labels (path of a label file), split (train, val or test), label (of the whole slide,
-kept in its store). Any further column is kept with the slide (`free_columns`).
+patient_id, labels (path of a label file), mask (path of a tissue mask), split (train, val or test),
+label (of the whole slide, kept in its store). Any further column is kept with the slide
+(`free_columns`).
 
 Tables are read as spreadsheets save them: with commas, semicolons or tabs, a byte order mark, and
 empty columns and lines behind the last.
@@ -26,7 +27,7 @@ from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.found_slide import FoundSlide, locate_files, name_slides
 from wsi_pipeline.slides.free_columns import find_free, take_free
 
-COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
+COLUMNS = ("wsi", "mpp", "patient_id", "labels", "mask", "split", "label")
 SYNONYMS = {"patient": "patient_id", "patients": "patient_id"}
 """Other names of columns, which are refused."""
 SEPARATORS = (",", ";", "\t")
@@ -144,6 +145,7 @@ def _read_row(
         slide_mpp=_parse_mpp(at, line.get("mpp", "")),
         patient_id=line.get("patient_id", "").strip() or None,
         label_file=_find_file(path, at, line, "labels"),
+        mask_file=_find_file(path, at, line, "mask"),
         slide_label=unshield(line.get("label", "").strip()) or None,
         mpp_source=f"user ({path.name})",
         columns=tuple(take_free(at, line, free).items()),

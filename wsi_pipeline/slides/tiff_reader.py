@@ -13,23 +13,34 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import SlideError
-from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
+from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.slides.base import (
+    Box,
+    Boxes,
+    Level,
+    UserScale,
+    is_within,
+    show_reader,
+)
 from wsi_pipeline.slides.openslide_reader import (
     OpenSlideReader,
     detect_vendor,
 )
-from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
+from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region, find_tiles
 from wsi_pipeline.slides.tiff_pages import PAGE_VENDORS
 from wsi_pipeline.slides.tiff_tiles import (
     ForgedTile,
@@ -45,6 +56,10 @@ PROBED_TILES = 2
 _numbers = itertools.count()
 MAX_BYTES = 128 * 1024 * 1024
 """About 650 tiles of 256 px: the borders of neighbouring macro-tiles, in the order of the store."""
+MOST_LENT_BYTES = 128 * 1024 * 1024
+"""Tiles of one block: where patches lie close together, about a third of it."""
+MOST_AT_ONCE = 16
+"""Tiles of one read: each read gives the interpreter's lock away, and waits for it."""
 logger = logging.getLogger(__name__)
 
 
@@ -128,18 +143,18 @@ class TiffReader:
         """Fill `pixels` (b, side, side, 3) from the tiles, or return False. Raises SlideError."""
         layout = self.layout_of(level)
         box = cut.box
-        if layout is None or not _is_within(box, (0, 0, *layout.size)):
+        if layout is None or not is_within(box, (0, 0, *layout.size)):
             return False
         only = None if cut.is_full else cut.boxes
         cutter = TileCutter(cut, pixels)
 
         def take(index: int) -> None:
             left, top = layout.corner(index)
-            is_inside = _is_within((left, top, layout.form.width, layout.form.height), box)
+            is_inside = is_within((left, top, layout.form.width, layout.form.height), box)
             cutter.take(self._tile(level, layout, index, keep=not is_inside), left, top)
 
         try:
-            self._share_out(_tiles_wanted(layout, box, only), take)
+            self._share_out(layout.tiles_wanted(box, only), take)
         except TileFault as fault:
             self._note(level, box, fault)
             cut_region(self._openslide.read(level, *box, only), cut, pixels)
@@ -201,10 +216,10 @@ class TiffReader:
     ) -> NDArray[np.uint8]:
         """Return the tiles under a box, each decoded once, side by side. Raises TileFault."""
         x, y, width, height = box
-        indices = _tiles_wanted(layout, box, only)
+        indices = layout.tiles_wanted(box, only)
         region = np.empty((height, width, 3), np.uint8)
         rows, cols = layout.tiles_under(*box)
-        if len(indices) < len(rows) * len(cols) or not _is_within(box, (0, 0, *layout.size)):
+        if len(indices) < len(rows) * len(cols) or not is_within(box, (0, 0, *layout.size)):
             region[:] = self._white
 
         def place(index: int) -> None:
@@ -241,11 +256,59 @@ class TiffReader:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
-    def _tile(self, level: Level, layout: LevelLayout, index: int, keep: bool) -> NDArray[np.uint8]:
-        """Return one tile's pixels, white where missing; kept where a region takes a part of it."""
+    def lend_tiles(self, level: Level, cut: Cut, buffers: PixelBuffers) -> TiledBlock | None:
+        """Return patches as the tiles under them, or None where `cut` or `read` must cut them."""
+        layout = self.layout_of(level)
+        if layout is None or not is_within(cut.box, (0, 0, *layout.size)):
+            return None
+        form = layout.form
+        found = find_tiles(cut, (form.width, form.height), layout.across)
+        shape = len(found.numbers), form.height, form.width, 3
+        if prod(shape) > MOST_LENT_BYTES:
+            return None
+        tiles, contents = buffers.take(shape), self._read_contents(layout, found.numbers)
+        numbers, is_shared = found.numbers.tolist(), found.is_shared.tolist()
+        try:
+            for number, keep, tile, content in zip(
+                numbers, is_shared, tiles, contents, strict=True
+            ):
+                self._tile(level, layout, number, keep, tile, content)
+        except TileFault:
+            return None
+        return TiledBlock(tiles, found.under, found.corners, cut.side)
+
+    def _tile(
+        self,
+        level: Level,
+        layout: LevelLayout,
+        index: int,
+        keep: bool,
+        into: NDArray[np.uint8] | None = None,
+        content: bytes | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return one tile's pixels, white where missing; kept where a region takes a part of it.
+
+        They are put `into` memory of that shape, where it is given; `content` is read where it is
+        not. Raises TileFault.
+        """
         key = (self._key, level.number, index)
-        if (kept := TILES.get(key)) is not None:
-            return kept
+        tile = TILES.get(key)
+        if tile is None:
+            tile = self._decode(level, layout, index, into, content)
+            if keep:
+                TILES.put(key, tile if into is None else tile.copy())
+        if into is not None and tile is not into:
+            np.copyto(into, tile)
+        return tile
+
+    def _decode(
+        self,
+        level: Level,
+        layout: LevelLayout,
+        index: int,
+        into: NDArray[np.uint8] | None,
+        content: bytes | None,
+    ) -> NDArray[np.uint8]:
         lost_tiles = self._openslide.lost_tiles
         if level.number == 0 and lost_tiles.holds(index):
             raise TileFault("a lost tile")
@@ -254,11 +317,19 @@ class TiffReader:
             raise TileFault("a missing tile, which OpenSlide draws from a finer level")
         if count == 0:
             return np.full((layout.form.height, layout.form.width, 3), self._white, np.uint8)
-        content = self._read_bytes(int(layout.offsets[index]), count)
-        tile = self._openslide.to_wanted(decode_tile(content, layout.form))
-        if keep:
-            TILES.put(key, tile)
-        return tile
+        if content is None:
+            content = self._read_bytes(int(layout.offsets[index]), count)
+        return self._openslide.to_wanted(decode_tile(content, layout.form, into))
+
+    def _read_contents(self, layout: LevelLayout, numbers: NDArray[np.int64]) -> Iterator[bytes]:
+        """Yield the bytes of tiles; those that follow one another in the file are read at once."""
+        offsets, counts = layout.offsets[numbers], layout.counts[numbers]
+        is_break = offsets[1:] != offsets[:-1] + counts[:-1]
+        is_break |= np.arange(1, len(numbers)) % MOST_AT_ONCE == 0
+        for start, stop in pairwise([0, *(np.flatnonzero(is_break) + 1).tolist(), len(numbers)]):
+            ends = np.cumsum(counts[start:stop]).tolist()
+            content = self._read_bytes(int(offsets[start]), ends[-1])
+            yield from (content[begin:end] for begin, end in pairwise([0, *ends]))
 
     def _read_bytes(self, offset: int, count: int) -> bytes:
         # Read, not mapped: a file that is cut short meanwhile is a fault here and would kill the
@@ -288,26 +359,6 @@ def _choose_probes(layout: LevelLayout) -> list[int]:
     """Return the tiles with the most bytes, which show most of what a decoder does."""
     largest = np.argsort(layout.counts, kind="stable")[::-1][:PROBED_TILES]
     return [int(index) for index in largest if layout.counts[index]]
-
-
-def _tiles_wanted(layout: LevelLayout, box: Box, only: Boxes | None) -> list[int]:
-    """Return the numbers of the tiles under a box, or under those of `only` (n, 4), by rows."""
-    rows, cols = layout.tiles_under(*box)
-    if only is None or not rows or not cols:
-        return [row * layout.across + col for row in rows for col in cols]
-    tile = layout.form.width, layout.form.height
-    corner = [cols.start * tile[0], rows.start * tile[1], 0, 0]
-    row, col = np.nonzero(tiles_touched(only - corner, tile, (len(rows), len(cols))))
-    wanted: list[int] = ((row + rows.start) * layout.across + col + cols.start).tolist()
-    return wanted
-
-
-def _is_within(inner: Box, outer: Box) -> bool:
-    return all(
-        outer[axis] <= inner[axis]
-        and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2]
-        for axis in (0, 1)
-    )
 
 
 class TileCache:

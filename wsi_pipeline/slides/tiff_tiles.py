@@ -4,13 +4,10 @@ OpenSlide decodes JPEG with libjpeg-turbo's defaults (slow integer DCT, fancy up
 codecs with libtiff and JPEG 2000 with OpenJPEG. simplejpeg and imagecodecs call the same libraries
 with the same settings, or raise where OpenSlide may. OpenSlide reads the rest: JPEG 2000 in YCbCr
 (Aperio's 33003), tiles with alpha, separate planes, more than 8 bits. Places are compared with the
-file's size first, so that a hostile file costs little. The speed of this machine at JPEG tiles is
-measured with the same codec.
+file's size first, so that a hostile file costs little.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +15,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.slides.base import Level
+from wsi_pipeline.slides.base import Box, Boxes, Level, tiles_touched
 from wsi_pipeline.slides.jpeg_tiles import can_share, decode_jpeg
 from wsi_pipeline.slides.tiff_pages import find_page
 from wsi_pipeline.slides.tiff_structure import (
@@ -52,11 +49,6 @@ DIFFERENCES = 2
 DECODER_FAULTS = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
 """Errors of the decoders for invalid data: imagecodecs raises RuntimeErrors, simplejpeg
 ValueErrors."""
-TILE_PX = 256
-QUALITY = 87
-"""About what scanners write."""
-DRAWN_TILES = 8
-GRAIN_PX = 8
 
 
 class TileFault(Exception):
@@ -86,14 +78,19 @@ def can_decode(form: TileFormat) -> bool:
     return is_simple and form.compression in DECODERS
 
 
-def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+def decode_tile(
+    content: bytes, form: TileFormat, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Return the pixels of a tile, RGB (height, width, 3). Raises TileFault.
 
     The result's memory is set aside beforehand, so that a tile that claims to be larger than its
-    level's tiles is a fault.
+    level's tiles is a fault. JPEG is decoded straight into `into`, where that is given.
     """
     try:
-        pixels = DECODERS[form.compression](content, form)
+        if form.compression == JPEG:
+            pixels = _decode_jpeg(content, form, into)
+        else:
+            pixels = DECODERS[form.compression](content, form)
     except DECODER_FAULTS as error:
         raise TileFault(f"{type(error).__name__}: {error}") from error
     if pixels.shape != (form.height, form.width, 3) or pixels.dtype != np.uint8:
@@ -103,10 +100,12 @@ def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return pixels
 
 
-def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+def _decode_jpeg(
+    content: bytes, form: TileFormat, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     # The TIFF's tag counts, as for OpenSlide, not the markers of the JPEG.
     is_ycbcr = form.photometric == YCBCR
-    return decode_jpeg(content, form.jpeg_tables, is_ycbcr, (form.width, form.height))
+    return decode_jpeg(content, form.jpeg_tables, is_ycbcr, (form.width, form.height), into)
 
 
 def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
@@ -181,35 +180,6 @@ DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
 }
 
 
-def _draw_tile(seed: int) -> NDArray[np.uint8]:
-    """Return synthetic stained tissue, RGB (256, 256, 3): pink and violet blots with grain."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
-    blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
-    colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
-    grain = rng.normal(0, 6, (TILE_PX, TILE_PX, 3))
-    return np.asarray(np.clip(colours + grain, 0, 255).astype(np.uint8))
-
-
-def measure_decoding(seconds: float, threads: int) -> float:
-    """Return pixels per second that `threads` threads decode together; takes about `seconds`."""
-    form = TileFormat(TILE_PX, TILE_PX, JPEG, YCBCR, 1, None)
-    drawn = [_draw_tile(seed) for seed in range(DRAWN_TILES)]
-    tiles = [bytes(imagecodecs.jpeg8_encode(tile, level=QUALITY)) for tile in drawn]
-
-    def decode_until(stop: float) -> int:
-        count = 0
-        while time.perf_counter() < stop:
-            decode_tile(tiles[count % DRAWN_TILES], form)
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(threads, "measure") as pool:
-        started = time.perf_counter()
-        count = sum(pool.map(decode_until, [started + seconds] * threads))
-        return count * TILE_PX * TILE_PX / (time.perf_counter() - started)
-
-
 MAX_TILE_PX = 4096
 MAX_TILE_BYTES = 64 * 1024 * 1024
 
@@ -237,6 +207,17 @@ class LevelLayout(NamedTuple):
         rows = range(max(y, 0) // self.form.height, -(-y_stop // self.form.height))
         cols = range(max(x, 0) // self.form.width, -(-x_stop // self.form.width))
         return rows, cols
+
+    def tiles_wanted(self, box: Box, only: Boxes | None) -> list[int]:
+        """Return the numbers of the tiles under a box, or under those of `only` (n, 4), by rows."""
+        rows, cols = self.tiles_under(*box)
+        if only is None or not rows or not cols:
+            return [row * self.across + col for row in rows for col in cols]
+        tile = self.form.width, self.form.height
+        corner = [cols.start * tile[0], rows.start * tile[1], 0, 0]
+        row, col = np.nonzero(tiles_touched(only - corner, tile, (len(rows), len(cols))))
+        wanted: list[int] = ((row + rows.start) * self.across + col + cols.start).tolist()
+        return wanted
 
 
 def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:

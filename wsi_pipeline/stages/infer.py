@@ -15,7 +15,9 @@ from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.models.card import ModelFacts
 from wsi_pipeline.models.choice import ModelChoice
+from wsi_pipeline.models.loading import read_unchanged
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.slides import open_slide
@@ -47,7 +49,7 @@ from wsi_pipeline.stages.predict import (
     close_predictions,
     predict_block,
 )
-from wsi_pipeline.stages.tile import TileJob, plan_patches, store_block
+from wsi_pipeline.stages.tile import TileJob, find_mask, plan_patches, store_block
 from wsi_pipeline.stages.tile_config import TileConfig, describe_maker, settle, tile_recipe
 from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished, without_view
 from wsi_pipeline.store.lock import hold_lock, remove_remains
@@ -97,6 +99,8 @@ class InferJob:
     """The job of the patch store that is made along, or read if it exists."""
     takes_any_engine: bool = False
     """True if a finished slide is done whichever engine computed it."""
+    masks: tuple[Path, ...] = ()
+    """The user's masks, one of them this slide's; empty where tissue is found here."""
 
     @property
     def target(self) -> Path:
@@ -110,16 +114,20 @@ class InferJob:
         store = {} if keep is None or is_product(keep.target) else keep.patch_bytes
         return {**store, self.out: PATCH_BYTES + store.get(self.out, 0)}
 
-    @property
-    def _slide_mpp(self) -> float | None:
-        return self.slide.slide_mpp or self.config.slide_mpp
-
     def _open(self) -> closing[SlideReader]:
-        icc = self.config.spec.icc
-        return closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp, icc=icc))
+        slide, scale = self.slide, self.config.scale_of(self.slide)
+        reader, icc = self.config.reader, self.config.spec.icc
+        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
+
+    def _read_facts(self) -> ModelFacts:
+        """Return what the model states, read without its engine. Raises ModelError."""
+        return read_unchanged(self.model.path, self.model.digest, self.model.terms)
 
     def _load(self) -> "Predictor":
-        """Return the predictor, loaded once per process. Raises ModelError, EnvironmentFault."""
+        """Return the predictor, loaded once per process, its answers checked.
+
+        Raises ModelError, EnvironmentFault.
+        """
         from wsi_pipeline.models.opening import open_choice
 
         return open_choice(self.model)[0]
@@ -135,8 +143,7 @@ class InferJob:
             remove_remains(keep.target)
 
     def prepare(self) -> SlidePlan:
-        """Check the engine's answers, choose the patches or take the kept ones; lay them out."""
-        self._load()
+        """Choose the patches or take the kept ones, and lay them out; loads no model."""
         if self.keep is None:
             return self._prepare_predictions()
         with self._open() as reader:
@@ -178,7 +185,8 @@ class InferJob:
             if not is_begun or (
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
-                begin_predictions(staging, kept or source.choose_patches(), self._load())
+                table = kept or source.choose_patches()
+                begin_predictions(staging, table, self._read_facts(), self.model.setting)
         slide = None if self.is_store else self.slide.path
         return SlidePlan.of_staged(staging, staged_table(folder), slide)
 
@@ -244,7 +252,7 @@ class InferJob:
                 state = PreviewState.DONE if is_shown else PreviewState.PREDICTED
                 found = SlidePreview.of_finished(self.slide, source.slide, state, manifest)
                 return self._note_maker(found, source)
-            model = self._load().model
+            model = self._read_facts()
             done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / PREDICTIONS)
@@ -266,19 +274,23 @@ class InferJob:
             recipe = {"store": store.manifest.content_digest}
             yield _Source(store.slide, recipe, lambda: store.table)
             return
-        patient_id, columns = self.slide.patient_id, dict(self.slide.columns)
+        columns = dict(self.slide.columns)
         with self._open() as reader:
             config = self._settle(reader.info)
 
             def choose() -> PatchTable:
-                table, _ = plan_patches(reader, config, patient_id=patient_id)
+                table, _ = plan_patches(reader, config, *self._chosen)
                 return replace(table, columns=columns)
 
             yield _Source(reader.info, self._recipe_by(reader.info, config), choose)
 
     def _recipe_by(self, slide: SlideInfo, config: TileConfig) -> dict[str, Any]:
-        recipe = tile_recipe(slide, config, patient_id=self.slide.patient_id)
-        return recipe | self.slide.columns_entry
+        return tile_recipe(slide, config, *self._chosen) | self.slide.columns_entry
+
+    @property
+    def _chosen(self) -> tuple[None, str | None, Path | None]:
+        """No labels, the patient, and the mask of the slide."""
+        return None, self.slide.patient_id, find_mask(self.slide, self.masks)
 
     def _settle(self, slide: SlideInfo) -> TileConfig:
         """Return how the slide is cut: by otsu where that made what is here and is taken, too."""
@@ -336,7 +348,8 @@ class InferJob:
         if self.is_store:
             return open_store(self.slide.path, plan.staging.folder.name)
         if self.keep is None or plan.store is None:
-            return open_patches(self.slide, self._slide_mpp, plan.staging.product / PREDICTIONS)
+            folder, scale = plan.staging.product / PREDICTIONS, self.config.scale_of(self.slide)
+            return open_patches(self.slide, scale, folder, self.config.reader)
         if plan.store.is_finished:
             return open_store(self.keep.target, plan.store.staging.folder.name)
         return self.keep.open_patches(plan.store)

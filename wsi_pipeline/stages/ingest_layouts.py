@@ -26,7 +26,7 @@ IDC_NAME = re.compile(
 )
 COPY_BEFORE = re.compile(r"(copy|kopie) (\(\d+\) )?(of|von) ", re.IGNORECASE)
 COPY_BEHIND = re.compile(r"(( ?\(\d+\))|([ _-]+(copy|kopie)( ?\(?\d+\)?)?))+", re.IGNORECASE)
-"""What file managers and browsers add to the names of copies."""
+"""Ends that file managers and browsers add to the names of copies."""
 IDC_CLASS_NAMES = ("non_idc", "idc")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 TABLE_COLUMNS = ("path", "patient", "label", "x", "y")
@@ -50,7 +50,7 @@ class PatchEntry(NamedTuple):
     """Column of its top-left pixel in the scan it was cut from, from 0; None where unknown."""
     y: int | None = None
     stack_index: int = -1
-    """Which patch of a stack; -1 where the file is one image."""
+    """Number of the patch in a stack; -1 where the file is one image."""
 
 
 class LeftOut(NamedTuple):

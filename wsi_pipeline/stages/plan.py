@@ -215,7 +215,7 @@ class SlidePreview:
     reason: str = ""
     """Reason why it cannot be run."""
     doubts: str = ""
-    """What casts doubt on its tissue."""
+    """Reasons to doubt its tissue, as the end of a line."""
 
     @classmethod
     def of_finished(

@@ -6,7 +6,7 @@ on the way.
 
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,15 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.core.slide import PatchSource, PatchTable
+from wsi_pipeline.core.slide import (
+    PatchBlock,
+    PatchSource,
+    PatchTable,
+    TiledBlock,
+    TileSource,
+)
 from wsi_pipeline.models.card import STAIN_MEASURES, ModelFacts
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.stains import measure_stains, sample_patches
 from wsi_pipeline.stages.plan import BlockReport
 from wsi_pipeline.store.commit import Staging
@@ -54,16 +61,20 @@ def check_table(table: PatchTable, model: ModelFacts) -> None:
         raise ModelError(f"{name}: {what}; label the store with the model's --class-names")
 
 
-def begin_predictions(staging: Staging, table: PatchTable, predictor: "Predictor") -> None:
-    """Lay out the predictions of a slide. Raises ModelError where patches do not fit the model."""
-    check_table(table, predictor.model)
+def begin_predictions(
+    staging: Staging, table: PatchTable, model: ModelFacts, setting: EngineSetting
+) -> None:
+    """Lay out the predictions of a slide by an engine.
+
+    Raises ModelError where patches do not fit the model.
+    """
+    check_table(table, model)
     attributes = {
-        "model": predictor.model.to_json(),
-        ENGINE: predictor.setting.to_json(),
+        "model": model.to_json(),
+        ENGINE: setting.to_json(),
         "provenance": describe_tool(),
     }
-    has_spread = predictor.model.is_ensemble
-    prepare_predictions(staging, table, attributes, has_spread=has_spread)
+    prepare_predictions(staging, table, attributes, has_spread=model.is_ensemble)
 
 
 def predict_block(
@@ -80,17 +91,19 @@ def predict_block(
     logit may depend on the block size, but never on whether pixels are kept.
     """
     started = time.perf_counter()
-    patches = source.read_block(block)
-    was_read = time.perf_counter()
-    if store is not None:
-        write_patch_block(store, table, block, patches)
-    was_stored = time.perf_counter()
     sample = _find_sample(table, block)
-    sample = sample[patches.readable[sample]]
-    compared = np.cumsum(patches.readable)[sample] - 1
-    predicted = predictor.predict(patches.pixels[patches.readable], compared)
-    logits = _place(predicted.logits, patches.readable)
-    spread = None if predicted.spread is None else _place(predicted.spread, patches.readable)
+    found = _read_tiles(source, predictor, block, sample) if store is None else None
+    was_read = was_stored = time.perf_counter()
+    if found is None:
+        patches = source.read_block(block)
+        was_read = time.perf_counter()
+        if store is not None:
+            write_patch_block(store, table, block, patches)
+        was_stored = time.perf_counter()
+        found = _take_readable(patches, sample)
+    predicted = predictor.predict(found.patches, found.compared)
+    logits = _place(predicted.logits, found.readable)
+    spread = None if predicted.spread is None else _place(predicted.spread, found.readable)
     was_computed = time.perf_counter()
     report = BlockReport(
         patches=len(logits),
@@ -98,12 +111,51 @@ def predict_block(
         seconds_read=was_read - started,
         seconds_compute=was_computed - was_stored,
         seconds_write=was_stored - was_read,
-        fallbacks=patches.fallbacks,
+        fallbacks=found.fallbacks,
         is_predicted=True,
-        compared=_compare(patches.pixels[sample], predicted),
+        compared=_compare(found.sample, predicted),
     )
     write_prediction_block(staging, table, block, logits, asdict(report), spread)
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
+
+
+class _Found(NamedTuple):
+    """The readable patches of a block, as a model takes them."""
+
+    patches: NDArray[np.uint8] | TiledBlock
+    readable: NDArray[np.bool_]
+    """(b,) of all patches of the block."""
+    compared: NDArray[np.intp]
+    """(k,) those of the sample, among the readable ones."""
+    sample: NDArray[np.uint8]
+    """(k, side, side, 3)"""
+    fallbacks: int = 0
+
+
+def _read_tiles(
+    source: PatchSource, predictor: "Predictor", block: int, sample: NDArray[np.intp]
+) -> _Found | None:
+    """Read the tiles under a block, where a GPU cuts the patches and the source has tiles."""
+    buffers = predictor.tile_buffers
+    if buffers is None or not isinstance(source, TileSource):
+        return None
+    tiles = source.read_tiles(block, buffers)
+    if tiles is None:
+        return None
+    readable = np.ones(len(tiles), dtype=np.bool_)
+    return _Found(tiles, readable, sample, predictor.cut(tiles, sample))
+
+
+def _take_readable(patches: PatchBlock, sample: NDArray[np.intp]) -> _Found:
+    pixels, readable = patches.pixels, patches.readable
+    sample = sample[readable[sample]]
+    return _Found(
+        pixels if readable.all() else pixels[readable],
+        readable,
+        np.cumsum(readable)[sample] - 1,
+        pixels[sample],
+        patches.fallbacks,
+    )
 
 
 def _find_sample(table: PatchTable, block: int) -> NDArray[np.intp]:

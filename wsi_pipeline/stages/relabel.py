@@ -6,14 +6,16 @@ A store with new labels is a new generation of it, made without reading the slid
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import LABELS_SUFFIX, STORE_SUFFIX
 from wsi_pipeline.core.errors import EnvironmentFault, LabelError, StoreError, WsiError
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import (
     RunAccount,
     SlideOutcome,
@@ -24,6 +26,7 @@ from wsi_pipeline.core.outcome import (
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.counting.review import Review
 from wsi_pipeline.counting.review_file import list_reviews, read_review
+from wsi_pipeline.counting.training_calls import list_training_calls
 from wsi_pipeline.labels import describe_labels, label_patches, label_recipe
 from wsi_pipeline.labels.assignment import PatchLabels
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
@@ -120,14 +123,14 @@ def relabel_by_reviews(
     A review is found by the slide's fingerprint and the grid. Raises StoreError where the results
     have no review, or a damaged one.
     """
-    reviews = [read_review(path) for path in list_reviews(results)]
-    if not reviews:
+    called = _list_calls(results)
+    if not called:
         raise StoreError(f"{results}: holds no reviews; make some with `wsi review {results}`")
     outcomes: list[SlideOutcome] = []
     for path in find_stores(places):
         slide_id = path.name.removesuffix(STORE_SUFFIX)
         try:
-            outcomes.append(_relabel_by_review(path, slide_id, reviews))
+            outcomes.append(_relabel_by_calls(path, slide_id, called))
         except WsiError as error:
             outcomes.append(describe_failure(slide_id, str(path), error))
         if listener is not None:
@@ -135,19 +138,56 @@ def relabel_by_reviews(
     return RunAccount(tuple(outcomes), "store")
 
 
-def _relabel_by_review(path: Path, slide_id: str, reviews: Sequence[Review]) -> SlideOutcome:
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """What people called patches of one slide."""
+
+    fingerprint: str
+    grid: Grid
+    class_names: tuple[str, str]
+    calls: Mapping[int, bool]
+    """By the patch's number."""
+    described: Mapping[str, Any]
+    """Record for the store that they label."""
+
+
+def _list_calls(results: Path) -> list[_Called]:
+    """Return the calls of reviews, after those for training: of a patch in both, the review's."""
+    trained = [
+        _Called(
+            each.fingerprint,
+            each.grid,
+            each.class_names,
+            each.labels,
+            {"training": len(each.calls), "hard_negatives": each.hard_negatives},
+        )
+        for each in list_training_calls(results)
+    ]
+    return [*trained, *(_of_review(read_review(path)) for path in list_reviews(results))]
+
+
+def _of_review(review: Review) -> _Called:
+    calls = review.calls_of(review.first_reviewer)
+    described = {"reviewer": review.first_reviewer}
+    return _Called(review.fingerprint, review.grid, review.class_names, calls, described)
+
+
+def _relabel_by_calls(path: Path, slide_id: str, called: Sequence[_Called]) -> SlideOutcome:
     store = PatchStore(path)
-    of_slide = [each for each in reviews if each.fingerprint == store.slide.fingerprint]
+    of_slide = [each for each in called if each.fingerprint == store.slide.fingerprint]
     fitting = [each for each in of_slide if each.grid == store.grid]
     if of_slide and not fitting:
         raise LabelError(
             f"{path}: the review of its slide is of patches of another size or place; tile the"
             " slide as it was inferred"
         )
-    if not fitting or not fitting[0].calls_of(fitting[0].first_reviewer):
+    calls = {number: call for each in fitting for number, call in each.calls.items()}
+    if not calls:
         message = "no review of its slide, left as it was"
         return SlideOutcome(slide_id, str(path), SlideState.OK, message, is_resumed_whole=True)
-    return _describe_labels(path, slide_id, put_review(path, fitting[0]))
+    described = {key: value for each in fitting for key, value in each.described.items()}
+    merged = replace(fitting[-1], calls=calls, described=described)
+    return _describe_labels(path, slide_id, _put_calls(path, merged))
 
 
 def put_review(path: Path, review: Review) -> bool:
@@ -156,15 +196,18 @@ def put_review(path: Path, review: Review) -> bool:
     Returns False where it has these labels already. Raises StoreError for a damaged store,
     LabelError where it has labels of other classes.
     """
+    return _put_calls(path, _of_review(review))
+
+
+def _put_calls(path: Path, called: _Called) -> bool:
     with hold_lock(path):
         store = PatchStore(path)
-        table = store.table
-        calls = review.calls_of(review.first_reviewer)
+        table, calls = store.table, called.calls
         numbers = table.positions[:, 0].astype(np.int64) * table.grid.cols + table.positions[:, 1]
-        called = np.array([calls.get(number, -1) for number in numbers.tolist()], dtype=np.int8)
-        is_called = called >= 0
-        labels = np.where(is_called, called, table.labels).astype(np.int8)
-        names = review.class_names
+        values = np.array([calls.get(number, -1) for number in numbers.tolist()], dtype=np.int8)
+        is_called = values >= 0
+        labels = np.where(is_called, values, table.labels).astype(np.int8)
+        names = called.class_names
         if (table.labels >= 0).any() and table.class_names[1] != names[1]:
             raise LabelError(
                 f"{path}: its labels are of class {table.class_names[1]!r}, the review is of"
@@ -175,10 +218,8 @@ def put_review(path: Path, review: Review) -> bool:
             return False
         fraction = np.where(is_called, np.float32(np.nan), table.label_fraction)
         described = dict(store.attributes.get("labels") or {})
-        described["review"] = {
-            "reviewer": review.first_reviewer,
-            "patches": int(np.count_nonzero(is_called)),
-        }
+        patches = int(np.count_nonzero(is_called))
+        described["review"] = {**called.described, "patches": patches}
         before = store.manifest.recipe.get("labels")
         if isinstance(before, Mapping) and "review" in before:
             before = before.get("before")

@@ -42,6 +42,7 @@ from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.level_check import check_level
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
+from wsi_pipeline.slides.pieces import number_tissue
 from wsi_pipeline.slides.quality import flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
 from wsi_pipeline.slides.tissue import find_tissue, tissue_fraction
@@ -133,7 +134,7 @@ class TileJob:
 
     @property
     def _mask(self) -> Path | None:
-        return match_mask(self.slide.path.stem, self.masks) if self.masks else None
+        return find_mask(self.slide, self.masks)
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
@@ -209,6 +210,16 @@ def finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
     return SlideOutcome(slide_id, str(path), state, message, patches, plan.is_finished)
 
 
+def find_mask(slide: FoundSlide, masks: Sequence[Path]) -> Path | None:
+    """Return the slide's mask by the sample sheet, or by name; None where no masks are given.
+
+    Raises LabelError where masks are given and none, or several, are the slide's.
+    """
+    if slide.mask_file is not None:
+        return slide.mask_file
+    return match_mask(slide.path.stem, masks) if masks else None
+
+
 def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> SlideError:
     return SlideError(
         f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
@@ -217,7 +228,8 @@ def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> 
     )
 
 
-def _too_small_error(slide: SlideInfo, spec: PatchSpec) -> SlideError:
+def too_small_error(slide: SlideInfo, spec: PatchSpec) -> SlideError:
+    """Return the fault of a slide that holds no patch."""
     _, _, width, height = slide.bounds_l0
     size = f"{width * slide.mpp:g} × {height * slide.mpp:g} µm"
     remedy = "use smaller patches or a finer scale, or leave it out"
@@ -239,7 +251,7 @@ def plan_patches(
     spec, downsample = resolve_scale(reader, config)
     grid = lay_grid(slide.bounds_l0, downsample, spec)
     if not grid.rows * grid.cols:
-        raise _too_small_error(slide, spec)
+        raise too_small_error(slide, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     mpp = slide.mpp * float(thumbnail.downsample)
     found = find_tissue(thumbnail.pixels, mpp, config.tissue)
@@ -249,7 +261,7 @@ def plan_patches(
         fraction = tissue_fraction(tissue, thumbnail, grid)
     else:
         mask = TissueMask(mask_file, slide)
-        fraction, tissue_mm2 = _take_mask(mask, slide, grid)
+        fraction, tissue_mm2 = take_mask(mask, slide, grid)
         tissue = mask.mask_thumbnail(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
     _check_levels(reader, grid, positions, thumbnail)
@@ -272,21 +284,21 @@ def plan_patches(
         quality=quality,
         tissue=tissue,
         areas=found.areas if mask_file is None else None,
+        mask_name=None if mask_file is None else mask_file.name,
     )
-    mask_name = None if mask_file is None else mask_file.name
-    return table, {
-        "tissue": config.tissue.to_json() | {"mask": mask_name, "tissue_mm2": tissue_mm2},
+    return number_tissue(table), {
+        "tissue": config.tissue.to_json() | {"mask": table.mask_name, "tissue_mm2": tissue_mm2},
         "quality": config.quality.to_json(),
         "labels": labels.description,
         "provenance": describe_tool(),
     }
 
 
-def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
+def take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
     """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
     image = mask.thumbnail
     if image is None:
-        fraction = mask.region_fraction(grid)
+        fraction = mask.fraction(grid)
     else:
         fraction = tissue_fraction(image.pixels[..., 0] > 0, image, grid)
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000

@@ -1,4 +1,4 @@
-"""How slides are cut, and the recipe of what is made of it."""
+"""The settings of cutting slides, and the recipe of what is made of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

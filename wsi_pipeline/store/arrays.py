@@ -60,6 +60,7 @@ MEANINGS = {
     "sharpness": Meaning("variance of the Laplacian of the patch", NOT_KNOWN),
     "flags": Meaning("faults of the patch", flags=QUALITY),
     "thumbnail": Meaning("the whole slide", "red, green, blue", (*THUMBNAIL, "channel")),
+    "tissue_id": Meaning("piece of tissue that the patch lies on", "0: the rest, specks"),
     "tissue": Meaning("whether the thumbnail's pixel is tissue", dimension_names=THUMBNAIL),
     "areas": Meaning(
         "what the thumbnail's pixel was taken for", dimension_names=THUMBNAIL, flags=AREA_VALUES

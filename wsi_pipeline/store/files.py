@@ -64,19 +64,28 @@ NOTHING_RECORDED: Mapping[str, Recorded] = MappingProxyType({})
 def write_file(path: Path, content: bytes) -> None:
     """Write a small file aside, flush and rename it. Raises EnvironmentFault for a full disk."""
     make_folder(path.parent)
-    aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}")
     try:
-        try:
-            with _create(aside) as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        replace_file(path, content, is_flushed=True)
     except OSError as error:
         raise machine_fault(path, error) or error from error
     flush_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes, is_flushed: bool = False) -> None:
+    """Write a small file aside and rename it; the disk is waited for only to flush it.
+
+    Raises OSError.
+    """
+    aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}")
+    try:
+        with _create(aside) as stream:
+            stream.write(content)
+            if is_flushed:
+                stream.flush()
+                os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _create(path: Path) -> BufferedWriter:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,25 @@ def hold_lock(target: Path) -> Iterator[None]:
             if _is_at(path, stream):
                 path.unlink(missing_ok=True)
         remove_empty(target)
+
+
+@contextmanager
+def wait_for_lock(target: Path, seconds: float) -> Iterator[None]:
+    """Hold a file's lock, after waiting for another writer. Raises as `hold_lock`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        lock = hold_lock(target)
+        try:
+            lock.__enter__()
+            break
+        except LockHeld:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def read_owner(target: Path) -> str | None:

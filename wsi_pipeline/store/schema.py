@@ -127,6 +127,8 @@ def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[
         layouts["tissue"] = bits if is_first else ("bool", (height, width))
     if attributes.get("has_areas"):
         layouts["areas"] = ("uint8", (height, width))
+    if attributes.get("has_tissue_id"):
+        layouts["tissue_id"] = ("int32", (patches,))
     if attributes.get("has_quality"):
         layouts |= dict.fromkeys(PatchQuality._fields, ("float32", (patches,)))
         layouts["flags"] = ("uint8", (patches,))
@@ -152,6 +154,9 @@ def _check_table(path: Path, table: PatchTable) -> None:
         ),
         "an area of the thumbnail is none of those known": (
             table.areas is not None and int(table.areas.max(initial=0)) >= len(AREAS)
+        ),
+        "a piece of tissue has a negative number": (
+            table.tissue_id is not None and bool((table.tissue_id < 0).any())
         ),
         "a position lies outside the grid": bool(
             ((positions < 0) | (positions >= [grid.rows, grid.cols])).any()

@@ -6,12 +6,14 @@ that a seed gives the same changes on every device.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.models.device import to_device
 
 STAINS_TO_RGB = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Absorption of red, green and blue by haematoxylin, eosin and DAB (Ruifrok & Johnston 2001)."""
@@ -72,13 +74,22 @@ def turn(
     """
     quarters = torch.randint(0, 4 if turns else 1, (len(x),), generator=generator)
     mirrored = torch.randint(0, 2 if flips else 1, (len(x),), generator=generator)
-    ways = (quarters + 4 * mirrored).to(x.device)
-    turned = torch.empty_like(x)
-    for way in range(8):
-        chosen = ways == way
-        part = torch.rot90(x[chosen], way % 4, dims=(2, 3))
-        turned[chosen] = part.flip(3) if way >= 4 else part
-    return turned
+    ways = to_device(quarters + 4 * mirrored, x.device)
+    area = x.shape[2] * x.shape[3]
+    starts = torch.arange(len(x), device=x.device) * area
+    places = _turned_places(x.shape[2], x.device)[ways] + starts[:, None]  # (b, side · side)
+    pixels = x.permute(0, 2, 3, 1)  # (b, side, side, 3), which x is in memory
+    turned = pixels.reshape(-1, x.shape[1]).index_select(0, places.reshape(-1))
+    return turned.reshape(pixels.shape).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _turned_places(side: int, device: torch.device) -> Tensor:
+    """Return (8, side · side): for each symmetry, which pixel comes to each place."""
+    places = torch.arange(side * side).view(side, side)
+    turned = [torch.rot90(places, way % 4) for way in range(8)]
+    ways = [place.flip(1) if way >= 4 else place for way, place in enumerate(turned)]
+    return torch.stack(ways).view(8, -1).to(device)
 
 
 def warp(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -91,23 +102,30 @@ def warp(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     theta = torch.stack(
         [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1
     )  # (b, 2, 3)
-    grid = affine_grid(theta.to(x), list(x.shape), align_corners=False)
+    grid = affine_grid(to_device(theta, x.device), list(x.shape), align_corners=False)
     return grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
 def jitter_stains(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Make each stain stronger or weaker by colour deconvolution."""
-    to_rgb = torch.tensor(STAINS_TO_RGB, device=x.device, dtype=x.dtype)
+    to_rgb, to_stains = _stain_matrices(x.device)
     density = -torch.log(x.clamp_min(DARKEST))  # (b, 3, side, side), natural logarithm
-    stains = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(to_rgb))
-    draws = _random((2, len(x), 3, 1, 1), generator).to(x) * strength
+    stains = torch.einsum("bchw,cs->bshw", density, to_stains)
+    draws = to_device(_random((2, len(x), 3, 1, 1), generator), x.device) * strength
     stains = stains * (1 + draws[0]) + draws[1]
     return torch.exp(-torch.einsum("bshw,sc->bchw", stains, to_rgb)).clamp(0, 1)
 
 
+@lru_cache(maxsize=8)
+def _stain_matrices(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the absorption (stain, colour) and its inverse, on the device."""
+    to_rgb = torch.tensor(STAINS_TO_RGB)
+    return to_rgb.to(device), torch.linalg.inv(to_rgb).to(device)
+
+
 def shift_tone(x: Tensor, brightness: float, contrast: float, generator: torch.Generator) -> Tensor:
     """Stretch each patch about its mean by 1 ± contrast and add ± brightness."""
-    draws = _random((2, len(x), 1, 1, 1), generator).to(x)
+    draws = to_device(_random((2, len(x), 1, 1, 1), generator), x.device)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     return ((x - mean) * (1 + contrast * draws[0]) + mean + brightness * draws[1]).clamp(0, 1)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from wsi_pipeline.core.choices import SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.models.device import to_device
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
@@ -205,11 +206,10 @@ class MemoryPixels:
         return torch.arange(len(self._pixels))
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            chosen = self._pixels[batch.to(self._pixels.device)]
-            if self._device.type == "cuda" and not chosen.is_cuda:
-                chosen = chosen.pin_memory()
-            yield chosen.to(self._device, non_blocking=True)
+        holder = self._pixels.device
+        order = torch.cat([torch.empty(0, dtype=torch.int64), *batches]).to(holder)
+        for batch in order.split(list(map(len, batches))):  # on the device: nothing waits for it
+            yield to_device(self._pixels[batch], self._device)
 
 
 class StorePixels:
@@ -284,7 +284,7 @@ class StorePixels:
         for block in np.unique(blocks):
             here = blocks == block
             pixels[here] = held[int(block)].result()[rows[here]]
-        return torch.from_numpy(pixels).to(self._device)
+        return to_device(torch.from_numpy(pixels), self._device)
 
 
 def choose_cache(

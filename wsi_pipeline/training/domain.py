@@ -19,11 +19,13 @@ from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.counting.interval import FEWEST_PATCHES
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.choice import EngineSetting
+from wsi_pipeline.models.device import to_device
 from wsi_pipeline.models.domain import Domain, gives_features, show_features
-from wsi_pipeline.models.engines.torch_eager import in_precision, send
+from wsi_pipeline.models.engines.torch_eager import in_precision
 from wsi_pipeline.models.model import PatchNetwork
 from wsi_pipeline.models.stains import MOST_SAMPLED, measure_stains, sample_patches
 from wsi_pipeline.training.data import LabelledPatches, read_pixels
+from wsi_pipeline.training.faults import predict_in_parts
 from wsi_pipeline.training.metrics import Floats, Labels
 from wsi_pipeline.training.split import Division
 
@@ -64,6 +66,10 @@ def learn_domain(
     network = PatchNetwork(show_features(checkpoint.build()), checkpoint.normalisation).eval()
     network = network.to(torch.device(setting.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def predict(batch: Tensor) -> Tensor:
+        output: Tensor = network(to_device(batch, torch.device(setting.device)))
+        return output.float().cpu()
+
     def look(members: NDArray[np.intp], most: int) -> Iterator[Looked]:
         names = np.unique(patches.patients[members])
         most = max(1, min(most, MOST_PATCHES // len(names)))
@@ -73,8 +79,8 @@ def learn_domain(
             pixels = read_pixels(patches, own)
             with torch.inference_mode(), in_precision(setting):
                 outputs = [
-                    network(send(pixels[start : start + BATCH], setting.device)).float().cpu()
-                    for start in range(0, len(pixels), BATCH)
+                    predict_in_parts(predict, batch)
+                    for batch in torch.from_numpy(pixels).split(BATCH)
                 ]
             features = torch.cat(outputs)[:, checkpoint.options.logits :]
             yield Looked(patches.labels[own], measure_stains(pixels), features)

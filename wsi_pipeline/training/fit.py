@@ -1,11 +1,7 @@
-"""One fit, on one device or several: network, pixels and loop put together."""
+"""One fit: network, pixels and loop put together, in a process that computes."""
 
 import logging
-import multiprocessing
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +10,19 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from numpy.typing import NDArray
 from torch import nn
-from torch.multiprocessing import get_context
-from torch.multiprocessing.spawn import ProcessException
 
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, WsiError
-from wsi_pipeline.core.progress import Listener, relay
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import (
     build_network,
     find_architecture,
     load_pretrained,
 )
 from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import choose_device, compute_exactly, find_bf16_unit
+from wsi_pipeline.models.domain import Domain
 from wsi_pipeline.models.model import count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import (
@@ -37,10 +33,12 @@ from wsi_pipeline.training.data import (
     open_pixels,
     weigh_classes,
 )
+from wsi_pipeline.training.domain import learn_domain
+from wsi_pipeline.training.faults import explained
+from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.loop import (
     READ_BATCH,
     FitHistory,
-    Learner,
     SplitPart,
     fit,
     unpack_history,
@@ -51,11 +49,8 @@ from wsi_pipeline.training.state import SavedState, load_state
 
 PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Our names of precisions and those of Fabric."""
-FAILED = "failed"
-UNSTEADY = (
-    "warning: at a constant learning rate without batch normalisation the result depends on"
-    " the epoch at which training stops; give --schedule one-cycle or --batch-norm"
-)
+CACHES_BY_NEED = ("device", "memory", "stores")
+"""Caches of pixels, that which needs most memory first."""
 NOT_COMPILED = "--compile: left out on the CPU, where compiled steps are not faster"
 
 # Without Fabric's banner, also in the processes that import this module.
@@ -73,30 +68,6 @@ class FitJob:
     """File with the weights that training starts from."""
     state_file: Path | None = None
     """File in which the state is saved after every epoch, and from which training resumes."""
-
-
-def run_fit(job: FitJob, listener: Listener) -> FitHistory:
-    """Train on as many devices as configured.
-
-    Raises ModelError, ConfigError or EnvironmentFault.
-    """
-    if is_unsteady(job.config):
-        listener.say(UNSTEADY)
-    if job.config.is_compiled and choose_device(job.config.device).type == "cpu":
-        listener.say(NOT_COMPILED)
-    if job.config.devices == 1:
-        fabric = make_fabric(job.config)
-        fabric.launch()
-        return _fit_here(fabric, job, listener)
-    if len(job.division.train) < 2 * job.config.devices:
-        raise ConfigError(
-            f"{len(job.division.train)} training patches for {job.config.devices} devices; give"
-            " fewer with --devices"
-        )
-    # Chosen once: each process by itself could choose differently and read in another order.
-    device = choose_device(job.config.device)
-    cache = choose_cache(job.config.cache, job.patches, device, copies=job.config.devices)
-    return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), listener)
 
 
 def is_unsteady(config: TrainConfig) -> bool:
@@ -124,7 +95,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     return Fabric(
         accelerator=device.type,
         devices=config.devices,
-        strategy="auto" if config.devices == 1 else "ddp_spawn",
+        strategy="auto" if config.devices == 1 else "ddp",
         plugins=[LightningEnvironment()],  # we start the processes, also within a Slurm job
         precision=PRECISION_NAMES[choose_precision(config.precision, device)],  # type: ignore[arg-type]
     )
@@ -153,13 +124,23 @@ def choose_setting(config: TrainConfig) -> EngineSetting:
     return EngineSetting("torch", choose_precision(config.precision, device), device.type)
 
 
-def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
-    """Do this process's part of the fit; all of it where there is one process."""
+def fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
+    """Do this process's part of the fit; all of it where there is one process.
+
+    Raises ModelError, ConfigError or EnvironmentFault.
+    """
+    with explained(job.config):
+        return _fit(fabric, job, listener)
+
+
+def _fit(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
     if fabric.device.type == "cuda":
         compute_exactly()  # as inference will
+    elif job.config.is_compiled:
+        listener.say(NOT_COMPILED)
     state = None if job.state_file is None else load_state(job.state_file)
     precision = choose_precision(job.config.precision, fabric.device)
-    cache = _choose_cache(job, fabric.device, state)
+    cache = agree_on_cache(fabric, _choose_cache(job, fabric, state))
     train, val = (
         open_part(job.patches, members, cache, fabric.device)
         for members in (job.division.train, job.division.val)
@@ -180,12 +161,29 @@ def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
     return history
 
 
-def _choose_cache(job: FitJob, device: torch.device, state: SavedState | None) -> str:
+def _choose_cache(job: FitJob, fabric: Fabric, state: SavedState | None) -> str:
     """Return the cache; a resumed run keeps its own, which decides the order of the patches."""
+    device = fabric.device
     if state is None:
-        return choose_cache(job.config.cache, job.patches, device)
+        return choose_cache(job.config.cache, job.patches, device, copies=fabric.world_size)
     cache = str(state.plain["cache"])
     return "memory" if cache == "device" and device.type != "cuda" else cache
+
+
+def find_domain(checkpoint: Checkpoint, job: FitJob) -> Domain | None:
+    """Return the domain of the training patches, computed as the network was trained."""
+    with explained(job.config):
+        setting = choose_setting(job.config)
+        return learn_domain(checkpoint, job.patches, job.division, setting)
+
+
+def agree_on_cache(fabric: Fabric, cache: str) -> str:
+    """Return the cache for which all processes have room; each could choose another by itself.
+
+    They would then read the patches in different orders.
+    """
+    rank = torch.tensor(CACHES_BY_NEED.index(cache), device=fabric.device)
+    return CACHES_BY_NEED[int(torch.as_tensor(fabric.all_reduce(rank, reduce_op="max")))]
 
 
 def open_part(
@@ -237,60 +235,3 @@ def make_network(job: FitJob) -> nn.Module:
         is_downloaded = job.pretrained is None
         load_pretrained(network, name, job.pretrained, download=is_downloaded)
     return network
-
-
-def _fit_in_processes(job: FitJob, listener: Listener) -> FitHistory:
-    """Train in one process per device; the first one sends messages and leaves the final state."""
-    if job.state_file is None:
-        raise ModelError("training on several devices needs a file for its state; give one")
-    messages = get_context("spawn").SimpleQueue()
-    failures: list[WsiError] = []
-    listening = threading.Thread(target=_pass_on, args=(messages.get, listener, failures))
-    listening.start()
-    others = {*multiprocessing.active_children()}
-    try:
-        make_fabric(job.config).launch(partial(_fit_rank, job=job, messages=messages))
-    except ProcessException as error:
-        reason = str(error).strip().splitlines()[-1]
-        fault = EnvironmentFault(
-            f"training on {job.config.devices} devices: a process ended ({reason}); run the same"
-            " command again"
-        )
-        raise (failures[0] if failures else fault) from error
-    finally:
-        # However this ends, no process may write after the lock is released.
-        for process in {*multiprocessing.active_children()} - others:
-            process.kill()
-            process.join()
-        messages.put(None)
-        listening.join()
-    state = load_state(job.state_file)
-    if state is None:
-        raise EnvironmentFault(
-            f"{job.state_file}: the saved state of this training has vanished; run the same"
-            " command again"
-        )
-    return unpack_history(state)
-
-
-def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
-    """Run one of several processes, in the process itself."""
-    hears = relay(lambda name, *values: messages.put((name, values)))
-    listener = hears if fabric.is_global_zero else Listener()
-    try:
-        _fit_here(fabric, job, listener)
-    except WsiError as error:
-        messages.put((FAILED, (error,)))
-        raise
-
-
-def _pass_on(
-    receive: Callable[[], tuple[str, Any] | None], listener: Listener, failures: list[WsiError]
-) -> None:
-    """Pass messages of the processes to the listener of this process, until None comes."""
-    while (message := receive()) is not None:
-        name, values = message
-        if name == FAILED:
-            failures.extend(values)
-        else:
-            getattr(listener, name)(*values)

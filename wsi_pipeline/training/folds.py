@@ -99,7 +99,7 @@ class FoldsResult:
     folder: Path
     metrics: dict[str, Spread]
     held_out: tuple[HeldOutScores, ...] = ()
-    """Where the folds are groups that were held out."""
+    """Scores of each held-out group; empty where folds were drawn."""
 
     def __str__(self) -> str:
         rows = [

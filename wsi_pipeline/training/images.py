@@ -15,10 +15,10 @@ from wsi_pipeline.models.model import normalise
 from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import MemoryPixels
 from wsi_pipeline.training.fit import count_steps, make_fabric, measure_normalisation
+from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.loop import (
     READ_BATCH,
     FitHistory,
-    Learner,
     SplitPart,
     fit,
 )

@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from wsi_pipeline.core.choices import LAST
 from wsi_pipeline.core.errors import ModelError
@@ -20,140 +19,17 @@ from wsi_pipeline.core.limits import kept_memory
 from wsi_pipeline.core.progress import Listener, describe_rate
 from wsi_pipeline.models.batch_sizes import choose_cpu_batch
 from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.device import to_device
 from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
+from wsi_pipeline.training.faults import predict_in_parts
+from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.metrics import Floats, Labels, Names
-from wsi_pipeline.training.optimise import (
-    Objective,
-    Steps,
-    make_optimizer,
-    make_scheduler,
-    match_layout,
-    measure_l1,
-)
-from wsi_pipeline.training.state import (
-    SavedState,
-    pack_optimizer,
-    prefix,
-    save_state,
-    under,
-    unpack_optimizer,
-)
+from wsi_pipeline.training.state import SavedState, prefix, save_state, under
 from wsi_pipeline.training.threads import map_in_lanes, prepare_ahead
 
 READ_BATCH = 256
 """Patches read at once where no network limits them, and predicted at once on a GPU."""
-
-
-class Learner:
-    """A network with its optimiser, schedule, averaged weights and precision.
-
-    It takes one step per batch; its whole state can be saved and restored.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        config: TrainConfig,
-        steps: Steps,
-        normalisation: Normalisation,
-        fabric: Fabric,
-        objective: Objective,
-    ) -> None:
-        self.objective = objective
-        self._choice = config.optimisation
-        self._augmentation = config.augmentation
-        self.fabric = fabric
-        self._network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._mean = torch.tensor(normalisation.mean, device=fabric.device).reshape(1, 3, 1, 1)
-        self._std = torch.tensor(normalisation.std, device=fabric.device).reshape(1, 3, 1, 1)
-        self._average: AveragedModel | None = None
-        if self._choice.ema is not None:
-            average = get_ema_multi_avg_fn(self._choice.ema)
-            self._average = AveragedModel(self._network, multi_avg_fn=average, use_buffers=True)
-        self._optimizer = make_optimizer(self._network, self._choice)
-        self._scheduler = make_scheduler(self._optimizer, steps, config.schedule)
-        if config.is_compiled and fabric.device.type != "cpu":
-            self._network.compile()  # in place: the weights keep their names
-        self._run, self._stepper = fabric.setup(self._network, self._optimizer)
-
-    @property
-    def model(self) -> nn.Module:
-        """The network that is evaluated and saved: the averaged one if weights are averaged."""
-        return self._network if self._average is None else self._average.module
-
-    @property
-    def learning_rate(self) -> float:
-        """Rate of the body at the next step."""
-        return float(self._optimizer.param_groups[0]["lr"])
-
-    def prepare(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Return uint8 pixels (b, side, side, 3) augmented and standardised: the network's input.
-
-        Reads nothing that a step changes, so that it may run in a thread beside a step.
-        """
-        return self._standardise(self._augmentation.apply(_to_unit(pixels), generator))
-
-    def learn(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Take a step on a batch that `prepare` returned and its labels int64 (b,).
-
-        Returns the loss before it, a scalar on the device.
-        """
-        self._run.train()
-        logits = self.objective.read(self._run(x)).float()
-        loss = self.objective.measure_loss(logits, labels)
-        penalty = self._choice.l1 * measure_l1(self._network) if self._choice.l1 else 0.0
-        self._optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss + penalty)
-        if self._choice.clip_norm is not None:
-            self.fabric.clip_gradients(
-                self._run, self._stepper, max_norm=self._choice.clip_norm, error_if_nonfinite=False
-            )
-        self._stepper.step()
-        self._scheduler.step()
-        if self._average is not None:
-            self._average.update_parameters(self._network)
-        return loss.detach()
-
-    @torch.inference_mode()
-    def predict(self, pixels: Tensor) -> Tensor:
-        """Return float32 logits (b,) of the positive class, or (b, classes), of `model`.
-
-        Always computed in float32, like inference: the threshold lies between two probabilities
-        that must occur there.
-        """
-        self.model.eval()
-        return self.objective.read(self.model(self._standardise(_to_unit(pixels))))
-
-    def _standardise(self, x: Tensor) -> Tensor:
-        return (x - self._mean) / self._std
-
-    def state(self) -> SavedState:
-        """Return everything that the next step depends on."""
-        optimizer, plain = pack_optimizer(self._optimizer.state_dict())
-        tensors = prefix("network", self._network.state_dict()) | prefix("optimizer", optimizer)
-        if self._average is not None:
-            tensors |= prefix("average", self._average.state_dict())
-        scheduler = self._scheduler.state_dict()
-        precision = self.fabric.strategy.precision.state_dict()
-        rest = {"optimizer": plain, "scheduler": scheduler, "precision": precision}
-        return SavedState(tensors, rest)
-
-    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restore the parts of a state that `state` returned."""
-        self._network.load_state_dict(under("network", tensors))
-        if self._average is not None:
-            self._average.load_state_dict(under("average", tensors))
-        taken = unpack_optimizer(under("optimizer", tensors), plain["optimizer"])
-        self._optimizer.load_state_dict(taken)
-        match_layout(self._optimizer)
-        self._scheduler.load_state_dict(dict(plain["scheduler"]))
-        self.fabric.strategy.precision.load_state_dict(dict(plain["precision"]))
-
-
-def _to_unit(pixels: Tensor) -> Tensor:
-    """Return uint8 (b, side, side, 3) as float32 (b, 3, side, side) from 0 to 1, channels last."""
-    return (pixels.float() / 255).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,10 +219,18 @@ def _prepare(
     learner: Learner, train: SplitPart, batches: Sequence[Tensor], generator: torch.Generator
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield the network's input (b, 3, side, side) and labels (b,) of each batch, on the device."""
-    all_labels = torch.from_numpy(train.labels.astype(np.int64))
-    for indices, pixels in zip(batches, train.pixels.stream(batches), strict=True):
-        labels = all_labels[indices].to(learner.fabric.device)
-        yield learner.prepare(pixels, generator), labels
+    labels = send_labels(train.labels, batches, learner.fabric.device)
+    for own, pixels in zip(labels, train.pixels.stream(batches), strict=True):
+        yield learner.prepare(pixels, generator), own
+
+
+def send_labels(
+    labels: Labels, batches: Sequence[Tensor], device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return the labels int64 (b,) of each batch, all of an epoch sent to the device at once."""
+    shown = torch.from_numpy(labels.astype(np.int64))[torch.cat([*batches])]
+    parts: tuple[Tensor, ...] = to_device(shown, device).split(list(map(len, batches)))
+    return parts
 
 
 def predict_logits(learner: Learner, part: SplitPart) -> Floats:
@@ -361,7 +245,8 @@ def predict_logits(learner: Learner, part: SplitPart) -> Floats:
         stream = part.pixels.stream(order.split(size))
         parts = list(map_in_lanes(learner.predict, stream, torch.get_num_threads()))
     else:
-        parts = list(map(learner.predict, part.pixels.stream(order.split(READ_BATCH))))
+        predict = partial(predict_in_parts, learner.predict)
+        parts = list(map(predict, part.pixels.stream(order.split(READ_BATCH))))
     found = torch.cat(parts).cpu().numpy()
     if not np.isfinite(found).all():
         raise ModelError("the network's output is not finite; train again with a lower --lr")

@@ -30,7 +30,8 @@ from wsi_pipeline.training.fit import (
     measure_normalisation,
     open_part,
 )
-from wsi_pipeline.training.loop import Learner, SplitPart
+from wsi_pipeline.training.learner import Learner
+from wsi_pipeline.training.loop import SplitPart, send_labels
 from wsi_pipeline.training.optimise import Schedule, Steps
 from wsi_pipeline.training.run import make_recipe
 from wsi_pipeline.training.split import SplitChoice
@@ -120,14 +121,13 @@ def _learn_forever(
 ) -> Iterator[tuple[float, float]]:
     """Yield the rate of each step and the loss before it, epoch after epoch."""
     draws = torch.Generator().manual_seed(derive_seed(config.seed, 0, 1))
-    labels = torch.from_numpy(part.labels.astype(np.int64))
     while True:
         drawn = sample_epoch(config.sampling, part.labels, part.patients, draws)
         batches = cut_batches(part.pixels.arrange(drawn, draws), config.batch_size)
-        for indices, pixels in zip(batches, part.pixels.stream(batches), strict=True):
+        labels = send_labels(part.labels, batches, learner.fabric.device)
+        for own, pixels in zip(labels, part.pixels.stream(batches), strict=True):
             rate = learner.learning_rate
-            x = learner.prepare(pixels, draws)
-            yield rate, float(learner.learn(x, labels[indices].to(x.device)))
+            yield rate, float(learner.learn(learner.prepare(pixels, draws), own))
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:

@@ -282,7 +282,7 @@ def plot_precision_recall(labels: Labels, probability: Floats, metrics: Metrics)
 
 def plot_reliability(calibration: CalibrationMetrics, title: str) -> bytes:
     """Plot observed over predicted share of positives, with the share of patches in each bin."""
-    figure, axes = _make_square("predicted: mean probability in the bin", "observed: positives")
+    figure, axes = _make_square("predicted probability", "observed frequency")
     filled = [item for item in calibration.reliability if item.patches]
     total = sum(item.patches for item in filled)
     axes.bar(

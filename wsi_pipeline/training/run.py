@@ -28,17 +28,11 @@ from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.counts import count_patients
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.domain import learn_domain
 from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
-from wsi_pipeline.training.fit import (
-    FitJob,
-    choose_setting,
-    make_fabric,
-    make_network,
-    run_fit,
-)
+from wsi_pipeline.training.fit import FitJob, find_domain, make_network
 from wsi_pipeline.training.loop import Epoch, FitHistory
 from wsi_pipeline.training.metrics import Floats
+from wsi_pipeline.training.ranks import check_devices, compute_where_trained, run_fit
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -147,7 +141,7 @@ def train_division(
         if find_finished(staging, KIND, settings.get("force", False), inputs):
             return Trained(out / MODEL_FILE, None, patches.class_names, division.is_leaky)
         job = FitJob(config, patches, division, pretrained, staging.folder / STATE_FILE)
-        make_fabric(config)
+        check_devices(config)
         make_network(job)
         events = staging.product / EVENTS
         if not (settings.get("resume", True) and staging.is_prepared):
@@ -238,7 +232,7 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
     checkpoint = replace(
         checkpoint,
         self_test=make_self_test(checkpoint),
-        domain=learn_domain(checkpoint, job.patches, job.division, choose_setting(job.config)),
+        domain=compute_where_trained(job.config, find_domain, checkpoint, job),
     )
     save_checkpoint(checkpoint, folder / MODEL_FILE)
     write_events(folder / EVENTS, history.epochs)

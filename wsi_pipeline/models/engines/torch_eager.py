@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from wsi_pipeline.core.choices import BF16, FP16
+from wsi_pipeline.models.architectures.own_network import OwnNetwork
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import compute_exactly
 from wsi_pipeline.models.engines.engine import Forward, Run
@@ -35,14 +36,16 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
 def place(model: Model, setting: EngineSetting, device: torch.device) -> Forward:
     """Return the model's network on a GPU; a lower precision is that of its weights.
 
-    The code of a script may name the precision of its numbers: torch chooses there, step by step.
+    A script, or a user's code, may name the precision of its numbers: torch chooses there, step by
+    step.
     """
     network = place_network(model, device)
     dtype = DTYPES.get(setting.precision)
     if dtype is None:
         return network
-    if not model.is_script:
-        return lower_precision(network, dtype)
+    network = lower_precision(network, dtype)
+    if not (model.is_script or any(isinstance(part, PatchNetwork) for part in network.modules())):
+        return network
 
     def forward(pixels: Tensor) -> Tensor:
         with in_precision(setting):
@@ -108,8 +111,10 @@ class LowerNetwork(nn.Module):
 
 
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the network with every `PatchNetwork` in it in a lower precision."""
+    """Return the network with every `PatchNetwork` of known code in it in a lower precision."""
     if isinstance(network, PatchNetwork):
+        if isinstance(network.network, OwnNetwork):
+            return network
         return LowerNetwork(network, dtype)
     for name, part in list(network.named_children()):
         setattr(network, name, lower_precision(part, dtype))

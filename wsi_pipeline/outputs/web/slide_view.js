@@ -46,13 +46,15 @@ class Viewport {
 
 /** Settings that every view of a page shares. */
 const DEFAULT_DISPLAY = {
-  opacity: 0.6,
+  opacity: 0.5,
   threshold: 0.5,
   mode: BY_PROBABILITY,
   colormap: "",
   showMap: true,
   showRegions: true,
   showTissue: false,
+  showTruth: false,
+  showCorrections: true,
   isBare: false, // nothing but the slide
 };
 

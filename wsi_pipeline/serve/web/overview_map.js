@@ -59,7 +59,9 @@ class OverviewMap {
     const place = (box) => [(box[0] - x) * this.scale, (box[1] - y) * this.scale, box[2] * this.scale, box[3] * this.scale];
     if (this.small) context.drawImage(this.small, ...place(scene.overview.box_l0));
     context.imageSmoothingEnabled = false;
+    context.globalAlpha = display.opacity;
     if (scene.map && display.showMap && !display.isBare) context.drawImage(scene.map.picture(display), ...place(this.view.mapBox));
+    context.globalAlpha = 1;
     this._drawFrame(context);
   }
 

@@ -39,6 +39,8 @@ class Viewer {
     this.version = null;
     this.maps = new Map();
     this.masks = new Map();
+    this.truths = new Map();
+    this.visited = null; // polygons of the region or the error that was visited last
     this.regionsAsked = 0;
     this.body = null;
   }
@@ -52,6 +54,8 @@ class Viewer {
     const first = runs.includes(state.run) ? state.run : runs[0] || null;
     const second = runs.includes(state.with) && state.with !== first ? state.with : null;
     Object.assign(this.display, { threshold: this.resultOf(first)?.threshold ?? 0.5 }, state.display);
+    this.corrections = new Corrections(this);
+    this.truthPanel = new TruthPanel(this);
     await this.showRuns(first, second);
     await nextFrame();
     this.setSmallest();
@@ -62,6 +66,8 @@ class Viewer {
     this.overviewMap = new OverviewMap(byId("overview"), this.views[0]);
     this.panel = new Panel(this);
     this.overviewMap.redraw();
+    this.truthPanel.refresh();
+    await this.corrections.load();
     this.keepAddress();
     setInterval(() => this.poll(), POLL_MS);
     document.body.dataset.ready = "yes";
@@ -101,16 +107,34 @@ class Viewer {
     return this.masks.get(runId);
   }
 
+  /** What is known of the slide, over a run's map; null where nothing is. */
+  async _loadTruth(runId, map) {
+    if (!map || this.truths.has(runId)) return;
+    const body = await getJson(`${api}/truth?run=${encodeURIComponent(runId)}`).catch((error) => ({ note: error.message }));
+    this.truths.set(runId, { note: body.note, layer: body.labels ? new TruthLayer(body, map) : null });
+  }
+
+  /** The known labels over the map of the first or the second view, or null. */
+  truthOf(index) {
+    return this.truths.get(this.runs[index])?.layer ?? null;
+  }
+
+  get truthNote() {
+    return this.truths.get(this.runs[0])?.note;
+  }
+
   /** Show one run, or two side by side. */
   async showRuns(first, second) {
     this.runs = [first, second];
     const maps = await Promise.all(this.runs.map((run) => this._mapOf(run)));
     const masks = await Promise.all(this.runs.map((run) => this._tissueOf(run)));
+    await Promise.all(this.runs.map((run, index) => this._loadTruth(run, maps[index])));
     const before = this.views[0].width;
     this.views.forEach((view, index) => {
       view.canvas.hidden = index === 1 && !second;
       const title = second ? this.resultOf(this.runs[index]).name : null;
-      view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: masks[index], map: maps[index], regions: [], title };
+      const layers = [this.truthOf(index), this.corrections].filter(Boolean);
+      view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: masks[index], map: maps[index], regions: [], title, layers };
     });
     const { x, y, scale } = this.viewport;
     if (before && this.version) this.viewport.set(x, y, (scale * this.views[0].width) / before); // what was in sight stays in sight
@@ -174,6 +198,7 @@ class Viewer {
   changed() {
     this.redraw();
     this.panel?.showCounts();
+    this.truthPanel.refresh();
     this.keepAddress();
   }
 
@@ -192,6 +217,7 @@ class Viewer {
     this.regionIndex = (index + this.regions.length) % this.regions.length;
     const region = this.regions[this.regionIndex];
     this.views[0].currentRegion = region.number;
+    this.visited = region.outline;
     const [view] = this.views;
     this.viewport.fit(regionBox(region, this.map.grid), view.width, view.height, 1.4);
     const cell = this.map.cellAt(...region.peak_xy_l0);
@@ -220,6 +246,7 @@ class Viewer {
     this.version = this.body.version;
     this.maps.clear();
     this.masks.clear();
+    this.truths.clear();
     await this._loadPictures();
     const [first, second] = this.runs;
     await this.showRuns(this.resultOf(first) ? first : (this.body.results[0]?.run_id ?? null), this.resultOf(second) ? second : null);

@@ -62,6 +62,8 @@ class Panel {
       byId(id).addEventListener("change", async () => {
         await viewer.showRuns(byId("run").value || null, byId("with").value === byId("run").value ? null : byId("with").value || null);
         this.showAll();
+        viewer.truthPanel.refresh();
+        await viewer.corrections.load();
         viewer.keepAddress();
       });
     }
@@ -80,7 +82,7 @@ class Panel {
     byId("regions-section").hidden = !viewer.map;
     byId("patch-section").hidden = !viewer.map;
     const damaged = body.damaged_runs.map((run) => run.name).join(", ");
-    byId("note").textContent = [body.tiles_note && `Only the overview: ${body.tiles_note}.`, damaged && `The results of ${damaged} are damaged: infer the slide again.`, !viewer.map && "No results for this slide yet."].filter(Boolean).join(" ");
+    byId("note").textContent = [body.tiles_note && `Only the overview: ${body.tiles_note}.`, damaged && `The results of ${damaged} are damaged: infer the slide again.`, !viewer.map && "No results for this slide yet.", body.slide.colour_profile && `Colours are the file's own: its colour profile, ${body.slide.colour_profile}, is not applied here.`, body.slide.reader_note && `Read by ${body.slide.reader_note}.`].filter(Boolean).join(" ");
     const { slide } = body;
     const [width, height] = slide.size_l0;
     byId("facts").textContent = `${width.toLocaleString()} × ${height.toLocaleString()} px · ${+slide.mpp.toPrecision(4)} µm/px (${slide.mpp_source}) · ${((width * slide.mpp) / 1000).toFixed(2)} × ${((height * slide.mpp) / 1000).toFixed(2)} mm`;
@@ -160,7 +162,15 @@ class Panel {
   /** The tool in use: its button, and what it says. */
   showTool() {
     const { tool } = this.viewer;
-    byId("measure").setAttribute("aria-pressed", String(tool instanceof MeasureTool));
+    const isDrawing = tool instanceof DrawTool;
+    const names = this.viewer.corrections.body?.class_names ?? [];
+    const inUse = {
+      measure: tool instanceof MeasureTool,
+      erase: isDrawing && tool.action === "erase",
+      "draw-negative": isDrawing && tool.action === "draw" && tool.className === names[0],
+      "draw-positive": isDrawing && tool.action === "draw" && tool.className === names[1],
+    };
+    for (const [id, isPressed] of Object.entries(inUse)) byId(id).setAttribute("aria-pressed", String(isPressed));
     byId("place").textContent = tool?.words ?? HINT;
   }
 
@@ -179,7 +189,7 @@ class Panel {
   }
 }
 
-const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"]];
+const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"], ["show-corrections", "showCorrections"]];
 
 /** What the model said of a patch and how it counts, in words. */
 function describePatch(map, cell, threshold) {
