@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -30,11 +31,11 @@ def run_proxy(
                 return
             path = self.path[len(prefix) :] if strips else self.path
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            connection = http.client.HTTPConnection(target, timeout=30)
             sent = dict(self.headers.items()) | (headers or {})
-            connection.request(self.command, path, body or None, sent)
-            answer = connection.getresponse()
-            content = answer.read()
+            with closing(http.client.HTTPConnection(target, timeout=30)) as connection:
+                connection.request(self.command, path, body or None, sent)
+                answer = connection.getresponse()
+                content = answer.read()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in HOP_BY_HOP | {"date", "server"}:
@@ -42,9 +43,13 @@ def run_proxy(
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
-            connection.close()
 
-        do_GET = do_POST = do_DELETE = hand_on  # noqa: N815 – http.server looks for these names
+        do_GET = do_POST = do_PUT = do_DELETE = hand_on  # noqa: N815 – http.server looks for these names
+
+        def handle(self) -> None:
+            """Take no notice of a browser that goes away."""
+            with contextlib.suppress(ConnectionError):
+                super().handle()
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

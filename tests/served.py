@@ -31,9 +31,11 @@ ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @contextlib.contextmanager
-def run_server(settings: ServeSettings) -> Iterator[tuple[str, Services]]:
-    """A server on a free port until the block ends: its address, and what it works with."""
-    with bind(replace(settings, port=0)) as listener:
+def run_server(settings: ServeSettings, port: int = 0) -> Iterator[tuple[str, Services]]:
+    """A server on a port (0: any free one) until the block ends: its address, and what it works
+    with.
+    """
+    with bind(replace(settings, port=port)) as listener:
         bound = replace(settings, port=listener.getsockname()[1])
         with open_services(bound) as services:
             server = uvicorn.Server(configure(services))
@@ -138,6 +140,7 @@ def _take(table: PatchTable, positions: NDArray[np.int32]) -> PatchTable:
         labels=np.full(count, -1, dtype=np.int8),
         label_fraction=np.full(count, np.nan, dtype=np.float32),
         tissue_fraction=np.ones(count, dtype=np.float32),
+        tissue_id=None,
         block_size=max(count, 1),
         quality=None,
     )

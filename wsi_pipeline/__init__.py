@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from wsi_pipeline.core.outcome import RunAccount
     from wsi_pipeline.evaluation import Evaluation
     from wsi_pipeline.models.predictor import Predictor
-    from wsi_pipeline.outputs.results import Slide
+    from wsi_pipeline.outputs.results import Results
     from wsi_pipeline.runs.tile import IngestAccount
+    from wsi_pipeline.serve.notebook import NotebookSlide
     from wsi_pipeline.slides.base import SlideReader
     from wsi_pipeline.store.patches import PatchStore
     from wsi_pipeline.training.folds import FoldsResult
@@ -214,12 +215,13 @@ def open_store(store: Place) -> "PatchStore":
     return PatchStore(Path(store))
 
 
-def open_results(results: Place) -> "list[Slide]":
+def open_results(results: Place) -> "Results[NotebookSlide]":
     """Open the finished slides of a results folder: `.summary`, `.heatmap`, `.to_frame()` of each.
 
+    They are in order, and found by name too: `results["S1"].show()` is the viewer in a notebook.
     Raises StoreError where there is none, or where one is damaged.
     """
-    from wsi_pipeline.outputs.results import open_results as open_folder
+    from wsi_pipeline.serve.notebook import open_results as open_folder
 
     return open_folder(Path(results))
 

@@ -27,7 +27,7 @@ from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device_queue import Cuda, DeviceQueue, Slot
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import Engine, Forward
-from wsi_pipeline.models.engines.torch_eager import LowerNetwork, lower_precision, place
+from wsi_pipeline.models.engines.torch_eager import LowerNetwork, is_known, place
 from wsi_pipeline.models.model import Model, PatchNetwork
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.stacked import Ensemble
@@ -328,18 +328,15 @@ def test_a_lower_precision_is_that_of_the_weights_but_for_statistics(cuda: Prete
     assert kinds.get(nn.BatchNorm2d, {torch.float32}) == {torch.float32}
 
 
-def test_the_precision_of_a_users_code_is_left_to_torch(cuda: PretendedCuda) -> None:
-    class Stubborn(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            output: Tensor = self.linear(x.mean(dim=(2, 3)).float())
-            return output
-
-    patches = PatchNetwork(OwnNetwork(Stubborn()), make_lively().normalisation)
-    assert lower_precision(patches, torch.bfloat16) is patches
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_users_code_and_scripts_are_not_known() -> None:
+    """Torch chooses their precisions step by step, and no graph is captured of them."""
+    model = make_lively()
+    patches = PatchNetwork(OwnNetwork(nn.Linear(3, 1)), model.normalisation)
+    script = torch.jit.script(nn.Linear(3, 1))
+    assert not is_known(patches)
+    assert not is_known(nn.Sequential(script))
+    assert is_known(model.network())
 
 
 @pytest.mark.parametrize("precision", [BF16, FP16])

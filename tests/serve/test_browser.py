@@ -344,6 +344,7 @@ def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path
         told = view.communicate(timeout=30)[1]
     assert '<a class="name" href="/slides/one">one</a>' in seen.read_text()
     assert (view.returncode, b"Traceback" in told) == (0, False)
+    assert told.endswith(b"\nstopped\n")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tests.browsing import (
 )
 from tests.commands import run
 from tests.serve.test_annotations import box, write_labels
+from tests.serve.test_viewer import CONTRASTS, NAMELESS
 from tests.served import TOKEN, replace_probabilities, run_server
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.patches import PatchStore
@@ -221,3 +222,20 @@ def test_corrections_start_from_the_labels_and_need_no_pointer(
     page.keyboard.press("Enter")
     page.keyboard.press("f")
     expect(page.locator("#corrected")).to_contain_text("positive: 1, 0.035 mm²")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", ["/slides/one", "/review/r0/one#training"])
+def test_what_a_person_writes_with_stands_out_and_has_names(
+    desk: tuple[Watched, Path], scheme: Any, address: str
+) -> None:
+    watched, _ = desk
+    page = watched.page
+    page.emulate_media(color_scheme=scheme)
+    open_viewer(watched, address)
+    if address == "/slides/one":
+        page.click("#copy-labels")
+        expect(page.locator("#corrected-regions li")).to_have_count(2)
+        page.keyboard.press("a")
+    assert page.evaluate(CONTRASTS) == []
+    assert page.evaluate(NAMELESS) == []

@@ -23,6 +23,11 @@ def settings_of(served_root: Path, **others: object) -> ServeSettings:
     return ServeSettings(**folders, token=TOKEN, decoders=1, **others)  # type: ignore[arg-type]
 
 
+def place_of(answer: httpx.Response) -> str:
+    """The address to which an answer leads."""
+    return str(answer.request.url.join(answer.headers["location"]))
+
+
 @pytest.fixture(scope="module")
 def server(served_root: Path) -> Iterator[str]:
     """A server with a root path, by its own address, which has the root path too."""
@@ -44,18 +49,24 @@ def test_the_own_address_has_the_root_path_and_works(server: str) -> None:
 def test_a_browser_is_led_in_below_the_prefix(shown: str) -> None:
     origin = shown.removesuffix(PREFIX)
     with httpx.Client(headers={"Accept": "text/html", "Origin": origin}) as browser:
-        assert browser.get(f"{shown}/").headers["location"] == f"{PREFIX}/enter"
+        assert place_of(browser.get(f"{shown}/")) == f"{shown}/enter"
+        assert place_of(browser.get(f"{shown}/slides/one/")) == f"{shown}/enter"
         form = browser.get(f"{shown}/enter").text
         assert f'action="{PREFIX}/enter"' in form
         entered = browser.post(f"{shown}/enter", data={"token": TOKEN})
-        assert entered.headers["location"] == f"{PREFIX}/"
+        assert place_of(entered) == f"{shown}/"
         assert f"Path={PREFIX};" in entered.headers["set-cookie"]
         assert browser.get(f"{shown}/slides/one").status_code == 200
 
 
 def test_the_token_in_an_address_leads_to_the_same_place_below_the_prefix(shown: str) -> None:
     answer = httpx.get(f"{shown}/slides/one", params={"token": TOKEN, "a": "b"})
-    assert answer.headers["location"] == f"{PREFIX}/slides/one?a=b"
+    assert place_of(answer) == f"{shown}/slides/one?a=b"
+
+
+def test_the_root_without_its_slash_leads_below_it(server: str) -> None:
+    answer = httpx.get(server, headers={"Accept": "text/html"})
+    assert place_of(answer) == f"{server}/enter"
 
 
 def test_every_file_that_a_page_names_is_there(shown: str) -> None:
@@ -73,6 +84,15 @@ def test_the_description_for_programs_names_the_prefix(shown: str) -> None:
     described = httpx.get(f"{shown}/openapi.json", headers=ALLOWED).json()
     assert described["servers"] == [{"url": "/user/j d/proxy/8765"}]
     assert "/api/v1/slides" in described["paths"]
+
+
+def test_every_request_is_summarised_in_words_of_its_own(shown: str) -> None:
+    paths = httpx.get(f"{shown}/openapi.json", headers=ALLOWED).json()["paths"]
+    said = [each for operations in paths.values() for each in operations.values()]
+    assert len({each["summary"] for each in said}) == len(said)
+    for each in said:
+        of_its_name = each["operationId"].partition("_api_v1")[0].replace("_", " ")
+        assert each["summary"].lower() != of_its_name, each["summary"]
 
 
 def test_health_needs_no_token_behind_a_proxy(shown: str) -> None:

@@ -28,10 +28,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels[300:380, 200:900] = (40, 150, 80)
     pixels[600:800, 700:1000] = pixels[600:800, 700:1000].mean(axis=(0, 1))  # smooth as if blurred
     write_slide(root / "my slide.tiff", pixels, mpp=2.0)
-    line = ("--mpp", 2, "--patch-size", 50, "--stride", 25, "--workers", 0, "--tissue", "otsu")
-    answer = run(
-        "tile", root / "my slide.tiff", "--out", root / "o", *line, "--dry-run", "--preview"
-    )
+    line = ("--mpp", 2, "--stride", 25, "--workers", 0, "--tissue", "otsu", "--mask-mpp", 4)
+    place = (root / "my slide.tiff", "--out", root / "o")
+    answer = run("tile", *place, *line, "--dry-run", "--preview")
     assert answer.exit_code == 0, answer.output
     return root
 

@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from wsi_pipeline.core.buffers import PixelBuffers, allocate
@@ -28,6 +28,7 @@ from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device_queue import Cuda, DeviceQueue, Slot, Task
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import EngineFault, Forward
+from wsi_pipeline.models.engines.torch_eager import is_known
 from wsi_pipeline.models.gathering import TiledPatches
 from wsi_pipeline.models.lanes import Numbers
 from wsi_pipeline.models.model import Model
@@ -35,6 +36,17 @@ from wsi_pipeline.models.model import Model
 PINNED_BUFFERS = 32
 """Blocks are read by as many threads as a GPU has cores beside it, each with one buffer."""
 logger = logging.getLogger(__name__)
+
+
+def pin(cuda: Cuda, size: int) -> NDArray[np.uint8]:
+    """Return pinned memory; ordinary memory where no more can be pinned."""
+    try:
+        return cuda.pin(size)
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        logger.warning("no memory can be pinned (%s); copies are slower", one_line(error))
+        return allocate(size)
 
 
 class DeviceRun:
@@ -52,13 +64,13 @@ class DeviceRun:
         self._engine = ENGINES[setting.engine]
         self._is_chosen_by_user = batch_size is not None
         self.batch_size = batch_size or measured or GPU_FIXED_BATCH
-        is_known = batch_size is not None or measured is not None
-        self._is_to_be_measured = not (is_known or self._engine.is_fixed_shape)
+        is_given = batch_size is not None or measured is not None
+        self._is_to_be_measured = not (is_given or self._engine.is_fixed_shape)
         self._cuda = Cuda()
         self._forward = self._place(setting)
         self._captured: tuple[Tensor, Callable[[], Tensor]] | None = None
-        self._can_capture = not (model.is_script or self._engine.is_fixed_shape)
-        self.buffers = PixelBuffers(PINNED_BUFFERS, self._pin)
+        self._can_capture = isinstance(self._forward, nn.Module) and is_known(self._forward)
+        self.buffers = PixelBuffers(PINNED_BUFFERS, partial(pin, self._cuda))
         self._queue = DeviceQueue(self._cuda)
 
     def compute(
@@ -86,15 +98,6 @@ class DeviceRun:
             return self._queue.do(task)
         except RuntimeError as error:
             raise gpu_fault(error) or error from error
-
-    def _pin(self, size: int) -> NDArray[np.uint8]:
-        try:
-            return self._cuda.pin(size)
-        except RuntimeError as error:
-            if not is_full(error):
-                raise
-            logger.warning("no memory can be pinned (%s); copies are slower", one_line(error))
-            return allocate(size)
 
     def _place(self, setting: EngineSetting) -> Forward:
         place = ENGINES[setting.engine].place

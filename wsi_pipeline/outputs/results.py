@@ -6,11 +6,13 @@ patches = slide.to_frame()                       # pandas, a row per patch
 image = slide.to_xarray().sel(x=1200, y=800, method="nearest")     # µm of the slide
 """
 
+import html
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -20,14 +22,21 @@ from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap, re
 from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
+from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.run_files import read_finished, tabulate_slides
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
+MAX_ROWS = 50
+"""Of a table in a notebook."""
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+
+SlideKind = TypeVar("SlideKind", bound="Slide")
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,9 @@ class Slide:
             f"Slide({shown.slide_id}: {shown.positives:,} of {shown.patches:,} patches positive,"
             f" {shown.positive_mm2:.3g} mm²)"
         )
+
+    def _repr_html_(self) -> str:
+        return _tabulate([self])
 
     @property
     def slide_id(self) -> str:
@@ -79,6 +91,10 @@ class Slide:
         """The positive areas that count, largest first, with outlines in level-0 pixels."""
         return self._result.regions
 
+    def render_report(self) -> str:
+        """Return the report, one page that calls no other machine, as HTML."""
+        return render_report(self._result)
+
     def to_frame(self) -> "pd.DataFrame":
         """Return a row per patch, with the columns of patches.parquet. Raises ConfigError."""
         check_extra("pandas")
@@ -103,6 +119,47 @@ class Slide:
         return xr.DataArray(values, coords=axes, dims=("y", "x"), name=name, attrs=facts)
 
 
+class Results(list[SlideKind]):
+    """Slides of a results folder, in order; `results["S1"]` is the slide of that name."""
+
+    @overload
+    def __getitem__(self, key: SupportsIndex | str) -> SlideKind: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[SlideKind]: ...
+    def __getitem__(self, key: SupportsIndex | slice | str) -> SlideKind | list[SlideKind]:
+        """Return a slide by number or name, or several by numbers. Raises KeyError, IndexError."""
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for slide in self:
+            if slide.slide_id == key:
+                return slide
+        raise KeyError(f"{key}: no such slide; there are {', '.join(self._name_some())}")
+
+    def _name_some(self) -> list[str]:
+        return [slide.slide_id for slide in self[:5]] + (["…"] if len(self) > 5 else [])
+
+    def _repr_html_(self) -> str:
+        return _tabulate(self)
+
+
+def _tabulate(slides: Sequence[Slide]) -> str:
+    """Return a table of slides as HTML, without paths and patients."""
+    names = ("slide", "state", "positive patches", "of", "positive mm²", "assessed mm²")
+    heads = "".join(f"<th>{name}</th>" for name in names)
+    rows = "".join(map(_tabulate_one, slides[:MAX_ROWS]))
+    rest = f"<p>and {len(slides) - MAX_ROWS:,} more</p>" if len(slides) > MAX_ROWS else ""
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{rest}"
+
+
+def _tabulate_one(slide: Slide) -> str:
+    shown = slide.summary
+    cells = (
+        *(shown.slide_id, shown.state.value, f"{shown.positives:,}", f"{shown.patches:,}"),
+        *(f"{shown.positive_mm2:.2f}", f"{shown.assessed_mm2:.2f}"),
+    )
+    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
 def open_slide_result(folder: Path) -> Slide:
     """Return the results of one slide's folder. Raises StoreError."""
     open_result(folder)
@@ -110,9 +167,9 @@ def open_slide_result(folder: Path) -> Slide:
     return Slide(folder, add_saved_review(summary, folder))
 
 
-def open_results(results: Path) -> list[Slide]:
+def open_results(results: Path) -> Results[Slide]:
     """Return every finished slide, by name. Raises StoreError for none, or a damaged one."""
-    slides = [open_slide_result(folder) for folder in find_results([results])]
+    slides = Results(open_slide_result(folder) for folder in find_results([results]))
     if not slides:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
     return slides

@@ -33,7 +33,7 @@ from wsi_pipeline.serve.slide_routes import FAULTS
 router = APIRouter(prefix="/slides/{slide_id}", tags=["annotations"], responses=FAULTS)
 
 
-@router.get("/truth")
+@router.get("/truth", summary="True label of each patch, and true regions")
 def show_truth(services: Here, entry: NamedSlide, loaded: NamedResult) -> TruthBody:
     """Show the labels of each patch, and their outlines: as evaluated, else beside the slide."""
     slides = [each.file for each in services.catalogue.entries() if each.file is not None]
@@ -61,13 +61,13 @@ def _name_only(error: LabelError | StoreError, loaded: LoadedResult, file: Path 
     return text
 
 
-@router.get("/corrections")
+@router.get("/corrections", summary="Corrected regions")
 def show_corrections(services: Here, loaded: NamedResult) -> CorrectionsBody:
     """Show the regions that were drawn on the slide, and how to train with them."""
     return _describe(services, loaded, *services.corrections.read(loaded))
 
 
-@router.post("/corrections")
+@router.post("/corrections", summary="Draw, relabel or erase a region")
 def correct(services: Here, loaded: NamedResult, wanted: CorrectionBody) -> CorrectionsBody:
     """Draw, relabel or erase a region; it is on disk when this answers.
 
@@ -88,7 +88,7 @@ def correct(services: Here, loaded: NamedResult, wanted: CorrectionBody) -> Corr
     return _describe(services, loaded, *services.corrections.change(loaded, wanted.version, change))
 
 
-@router.put("/corrections")
+@router.put("/corrections", summary="Replace all corrected regions")
 def replace_corrections(
     services: Here, loaded: NamedResult, wanted: NewCorrections
 ) -> CorrectionsBody:

@@ -8,7 +8,7 @@ import hmac
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
@@ -16,26 +16,32 @@ from urllib.parse import urlencode
 from fastapi.security import HTTPBearer
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsi_pipeline.serve.errors import Refusal, answer_fault
-from wsi_pipeline.serve.root_path import place_under_root, root_of, route_of
+from wsi_pipeline.serve.root_path import place_under_root, redirect, root_of, route_of, shows_root
 from wsi_pipeline.serve.settings import ServeSettings
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
     " connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+FRAMES = "x-frame-options"
 HEADERS = {
     "content-security-policy": CONTENT_POLICY,
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
     "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
+    FRAMES: "DENY",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+FRAME_HEADERS = {
+    "content-security-policy": CONTENT_POLICY.replace("; frame-ancestors 'none'", ""),
+    **{name: HEADERS[name] for name in HEADERS if name not in ("content-security-policy", FRAMES)},
+}
+"""Of pages that may be in frames."""
 HEADERS_BY_STATUS = {401: {"www-authenticate": "Bearer"}}
 HEALTH_PATH = "/healthz"
 OPEN_PATHS = (HEALTH_PATH, "/enter")
@@ -74,15 +80,15 @@ class TokenAuth:
         self._is_ticket_used = True
         return True
 
-    def let_in(self, root: str, place: str) -> Response:
+    def let_in(self, request: Request, place: str) -> Response:
         """Return the redirect that lets a browser in, to a place below the root.
 
         No script can read its cookie, no page of another site can send it, and servers beside this
         one, below other roots of the same proxy, never see it.
         """
-        path = root or "/"
+        path = root_of(request) or "/"
         cookie = f"{self.cookie_name}={self._token or ''}; Path={path}; HttpOnly; SameSite=Strict"
-        return RedirectResponse(root + place, 303, {"set-cookie": cookie})
+        return redirect(request, place, {"set-cookie": cookie})
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Guard:
         is_known = await self._shows_token(request)
         body_s = limits.body_s if is_known else limits.head_s  # the one form is short
         body = _Body(receive, limits.upload_bytes, body_s, has_body(request))
-        answer = _Answer(send, body)
+        answer = _Answer(send, body, FRAME_HEADERS if self.settings.is_embedded else HEADERS)
         started = time.perf_counter()
         try:
             request = Request(scope := place_under_root(scope, self.settings))
@@ -128,6 +134,8 @@ class Guard:
             self.count(route, method, answer.status, time.perf_counter() - started)
 
     async def _shows_token(self, request: Request) -> bool:
+        if self.settings.is_embedded and shows_root(request, self.settings):
+            return True
         bearer = await BEARER(request)
         shown = bearer.credentials.strip() if bearer else None
         return self.auth.accepts(shown, request.cookies.get(self.auth.cookie_name))
@@ -135,7 +143,9 @@ class Guard:
     def _check(self, request: Request, is_known: bool) -> Response | None:
         """Return the answer where the request goes no further, else None. Raises Refusal."""
         # Starlette's TrustedHostMiddleware would answer 400, in plain text.
-        if _host_name(request.headers.get("host", "")) not in self.settings.host_names:
+        # A page under another name cannot know the path that is a secret.
+        is_named = _host_name(request.headers.get("host", "")) in self.settings.host_names
+        if not is_named and not (self.settings.is_embedded and is_known):
             raise Refusal(421, "this server does not go by that name; allow it with --allow-host")
         if not has_one_length(request):
             raise Refusal(400, "the request states more than one length of its body")
@@ -175,9 +185,9 @@ class Guard:
     def _let_in(self, request: Request) -> Response:
         """Return the way in for a browser without the token. Raises Refusal for others."""
         if request.method == "GET" and (place := self._place_without_token(request)) is not None:
-            return self.auth.let_in(root_of(request), place)
+            return self.auth.let_in(request, place)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(f"{root_of(request)}/enter", 303)
+            return redirect(request, "/enter")
         raise Refusal(401, "a token is needed, as printed at the start: Authorization: Bearer …")
 
     def _place_without_token(self, request: Request) -> str | None:
@@ -188,9 +198,7 @@ class Guard:
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         raw: bytes = request.scope["raw_path"]
-        # Browsers take two slashes at the start for another host; a backslash, which they take for
-        # a slash, is escaped by RedirectResponse.
-        return "/" + raw.decode("latin-1").lstrip("/") + (f"?{rest}" if rest else "")
+        return raw.decode("latin-1") + (f"?{rest}" if rest else "")
 
 
 class _Answer:
@@ -200,8 +208,9 @@ class _Answer:
     taken for the next request, or could go on for ever.
     """
 
-    def __init__(self, send: Send, body: "_Body") -> None:
+    def __init__(self, send: Send, body: "_Body", headers: Mapping[str, str]) -> None:
         self._send = send
+        self._headers = headers
         self._body = body
         self.status = 0
 
@@ -209,7 +218,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in self._headers.items():
                 headers.setdefault(name, value)
             if not self._body.is_whole:
                 headers["connection"] = "close"

@@ -116,8 +116,8 @@ def show_docs(request: Request) -> HTMLResponse:
 async def ask_token(request: Request, services: Here, ticket: str | None = None) -> Response:
     """Ask for the token, or take the browser's ticket, once."""
     if ticket is not None and services.auth.use_ticket(ticket):
-        return services.auth.let_in(root_of(request), services.settings.start_page)
-    return render(request, "enter.html", is_wrong=False)
+        return services.auth.let_in(request, services.settings.start_page)
+    return _show_form(request, is_wrong=False)
 
 
 @router.post("/enter")
@@ -125,10 +125,20 @@ async def take_token(request: Request, services: Here) -> Response:
     """Check the token that was typed in."""
     fields = await _read_form(request)
     if not services.auth.accepts(fields.get("token", [""])[0].strip()):
-        page = render(request, "enter.html", is_wrong=True)
+        page = _show_form(request, is_wrong=True)
         page.status_code = 401
         return page
-    return services.auth.let_in(root_of(request), "/")
+    return services.auth.let_in(request, "/")
+
+
+def _show_form(request: Request, is_wrong: bool) -> HTMLResponse:
+    """Return the page that asks for the token.
+
+    Without a referrer, browsers state "null" as the origin of what is sent from it.
+    """
+    page = render(request, "enter.html", is_wrong=is_wrong)
+    page.headers["referrer-policy"] = "same-origin"
+    return page
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:

@@ -44,14 +44,14 @@ def load_reviewed(
 Reviewed = Annotated[LoadedResult, Depends(load_reviewed)]
 
 
-@router.get("")
+@router.get("", summary="How far a review is, and what comes next")
 def show_review_state(services: Here, loaded: Reviewed) -> ReviewBody:
     """Say how far the reviewer is, and which patches come next."""
     reviews = _reviews(services)
     return _describe(reviews, reviews.read(loaded))
 
 
-@router.get("/estimate")
+@router.get("/estimate", summary="Estimated number of positive patches")
 def show_estimate(services: Here, loaded: Reviewed) -> ReviewEstimates:
     """Show the number of positive patches by the first reviewer, and the others' agreement."""
     review = _reviews(services).read(loaded)
@@ -60,7 +60,7 @@ def show_estimate(services: Here, loaded: Reviewed) -> ReviewEstimates:
     )
 
 
-@router.post("/answers")
+@router.post("/answers", summary="Call a patch positive or negative")
 def take_answer(services: Here, loaded: Reviewed, answer: AnswerBody) -> ReviewBody:
     """Write one answer to disk, then confirm it.
 
@@ -71,7 +71,7 @@ def take_answer(services: Here, loaded: Reviewed, answer: AnswerBody) -> ReviewB
     return _describe(reviews, review)
 
 
-@router.delete("/answers/last")
+@router.delete("/answers/last", summary="Take the last answer back")
 def undo_answer(services: Here, loaded: Reviewed) -> ReviewBody:
     """Remove the reviewer's last answer."""
     reviews = _reviews(services)
@@ -81,14 +81,19 @@ def undo_answer(services: Here, loaded: Reviewed) -> ReviewBody:
     return body
 
 
-@router.post("/more")
+@router.post("/more", summary="Draw further patches")
 def ask_more(services: Here, loaded: Reviewed, wanted: MoreBody) -> ReviewBody:
     """Ask about more patches; only the first reviewer may."""
     reviews = _reviews(services)
     return _describe(reviews, reviews.ask_more(loaded, wanted.patches))
 
 
-@router.get("/patches/{row}/{col}.jpg", response_class=Response, responses=JPEG)
+@router.get(
+    "/patches/{row}/{col}.jpg",
+    response_class=Response,
+    responses=JPEG,
+    summary="A patch among its neighbours",
+)
 def show_surroundings(
     services: Here,
     entry: NamedSlide,

@@ -107,6 +107,8 @@ class ServeSettings:
     """Page on which the browser's ticket ends."""
     root_path: str = ""
     """Path below which a proxy shows the server, without a slash at its end."""
+    is_embedded: bool = False
+    """The root path is the secret of every request, and pages may be in frames of other pages."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose X-Forwarded-Prefix is believed."""
 
@@ -122,6 +124,8 @@ class ServeSettings:
                 f"host {self.host} is reachable from elsewhere; a token is needed there, leave out"
                 " --no-token"
             )
+        if self.is_embedded and (self.token is None or not self.root_path.endswith(self.token)):
+            raise ConfigError("pages in frames need a root path that ends with the token")
         self._check_proxies()
         if self.reviewer is not None:
             try:

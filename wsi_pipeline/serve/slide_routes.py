@@ -85,7 +85,7 @@ NPY: Responses = {200: {"content": {"application/octet-stream": {}}}}
 HTML: Responses = {200: {"content": {"text/html": {}}}}
 
 
-@router.get("")
+@router.get("", summary="All slides with their numbers")
 def list_slides(services: Here) -> SlideList:
     """List every slide with its metrics in every run."""
     can_run_jobs = services.jobs is not None
@@ -128,7 +128,12 @@ def _describe_run(run: Run) -> RunBody:
     return RunBody(run_id=run.run_id, name=run.name)
 
 
-@router.get("/{slide_id}", response_model=SlideBody, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}",
+    response_model=SlideBody,
+    responses=UNCHANGED,
+    summary="One slide and its results",
+)
 def describe_one(services: Here, entry: NamedSlide, request: Request) -> Response:
     """Describe a slide: its geometry, and the results of each run."""
     headers = tag_version(request, entry.version)
@@ -209,7 +214,12 @@ def describe_result(run: Run, loaded: LoadedResult) -> ResultBody:
     )
 
 
-@router.get("/{slide_id}/summary", response_model=SlideSummary, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}/summary",
+    response_model=SlideSummary,
+    responses=UNCHANGED,
+    summary="A slide's numbers, as in summary.json",
+)
 def show_summary(
     services: Here, entry: NamedSlide, request: Request, run: RunName = None
 ) -> Response:
@@ -219,7 +229,12 @@ def show_summary(
     return JsonAnswer(asdict(require_summary(result)), headers=headers)
 
 
-@router.get("/{slide_id}/regions", response_model=RegionsBody, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}/regions",
+    response_model=RegionsBody,
+    responses=UNCHANGED,
+    summary="Positive regions, strongest first",
+)
 def show_regions(
     services: Here,
     loaded: NamedResult,
@@ -246,7 +261,12 @@ def show_regions(
     return JsonAnswer(content | {"regions": shown}, headers=headers)
 
 
-@router.get("/{slide_id}/tissue", response_model=TissueBody, responses=UNCHANGED)
+@router.get(
+    "/{slide_id}/tissue",
+    response_model=TissueBody,
+    responses=UNCHANGED,
+    summary="Pieces of tissue, and what was found on each",
+)
 def show_pieces(services: Here, loaded: NamedResult, request: Request) -> Response:
     """List the pieces of tissue on the glass, what was found on each, and their outlines."""
     headers = tag_version(request, loaded.result.digest)
@@ -254,7 +274,12 @@ def show_pieces(services: Here, loaded: NamedResult, request: Request) -> Respon
     return JsonAnswer({"pieces": [describe_piece(piece) for piece in pieces]}, headers=headers)
 
 
-@router.get("/{slide_id}/map.npy", response_class=Response, responses=NPY)
+@router.get(
+    "/{slide_id}/map.npy",
+    response_class=Response,
+    responses=NPY,
+    summary="The map of probabilities, as numbers",
+)
 def send_map(
     loaded: NamedResult,
     request: Request,
@@ -271,7 +296,12 @@ def send_map(
     return Response(stream.getvalue(), media_type="application/octet-stream", headers=headers)
 
 
-@router.get("/{slide_id}/map.png", response_class=Response, responses=PNG)
+@router.get(
+    "/{slide_id}/map.png",
+    response_class=Response,
+    responses=PNG,
+    summary="The map of probabilities, in colours",
+)
 def draw_map(loaded: NamedResult, request: Request, threshold: Threshold = None) -> Response:
     """Draw the map in colours, one pixel per patch.
 
@@ -284,7 +314,9 @@ def draw_map(loaded: NamedResult, request: Request, threshold: Threshold = None)
     return Response(encode_png(pixels), media_type="image/png", headers=headers)
 
 
-@router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
+@router.get(
+    "/{slide_id}/tissue.png", response_class=Response, responses=PNG, summary="The tissue mask"
+)
 def show_tissue(loaded: NamedResult, request: Request) -> Response:
     """Draw the tissue mask that the patches were chosen by, over the thumbnail's area."""
     headers = tag_version(request, loaded.result.digest)
@@ -294,7 +326,12 @@ def show_tissue(loaded: NamedResult, request: Request) -> Response:
     return Response(content, media_type="image/png", headers=headers)
 
 
-@router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
+@router.get(
+    "/{slide_id}/thumbnail.jpg",
+    response_class=Response,
+    responses=JPEG,
+    summary="The overview of a slide",
+)
 def show_thumbnail(
     services: Here,
     entry: NamedSlide,
@@ -316,7 +353,12 @@ def show_thumbnail(
     return Response(content, media_type="image/jpeg", headers=headers)
 
 
-@router.get("/{slide_id}/tiles/{level}/{col}/{row}.jpg", response_class=Response, responses=JPEG)
+@router.get(
+    "/{slide_id}/tiles/{level}/{col}/{row}.jpg",
+    response_class=Response,
+    responses=JPEG,
+    summary="A tile of the slide",
+)
 async def show_tile(
     services: Here,
     entry: NamedSlide,
@@ -333,7 +375,12 @@ async def show_tile(
     return Response(content, media_type="image/jpeg", headers=headers)
 
 
-@router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
+@router.get(
+    "/{slide_id}/patches/{row}/{col}.png",
+    response_class=Response,
+    responses=PNG,
+    summary="A patch as the model saw it",
+)
 def show_patch(
     services: Here, entry: NamedSlide, loaded: NamedResult, row: TileNumber, col: TileNumber
 ) -> Response:
@@ -342,7 +389,12 @@ def show_patch(
     return Response(content, media_type="image/png")
 
 
-@router.get("/{slide_id}/report.html", response_class=Response, responses=HTML)
+@router.get(
+    "/{slide_id}/report.html",
+    response_class=Response,
+    responses=HTML,
+    summary="The report of a slide, in one file",
+)
 def send_report(loaded: NamedResult) -> Response:
     """Send the slide's report as one file."""
     try:

@@ -20,7 +20,7 @@ CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}}}}
 XLSX: dict[int | str, dict[str, Any]] = {200: {"content": {XLSX_TYPE: {}}}}
 
 
-@router.post("/csv", response_class=Response, responses=CSV)
+@router.post("/csv", response_class=Response, responses=CSV, summary="All slides as CSV")
 def send_csv(services: Here, wanted: TableRequest) -> Response:
     """Send the metrics of slides in one run as CSV, with the columns of slides.csv.
 
@@ -30,7 +30,9 @@ def send_csv(services: Here, wanted: TableRequest) -> Response:
     return _send(text.encode("utf-8-sig", errors="replace"), "slides.csv", CSV_TYPE)
 
 
-@router.post("/xlsx", response_class=Response, responses=XLSX)
+@router.post(
+    "/xlsx", response_class=Response, responses=XLSX, summary="All slides as an Excel workbook"
+)
 def send_workbook(services: Here, wanted: TableRequest) -> Response:
     """Send the same as an Excel workbook."""
     try:

@@ -17,13 +17,13 @@ router = APIRouter(
 )
 
 
-@router.get("")
+@router.get("", summary="Patches to call for training, and what was called")
 def show_training(services: Here, loaded: Reviewed) -> TrainingBody:
     """Say what was called for training, and which patches come next."""
     return _describe(services, loaded, _queue(services).read(loaded))
 
 
-@router.post("/answers")
+@router.post("/answers", summary="Call a patch for training")
 def take_training_answer(services: Here, loaded: Reviewed, answer: TrainingAnswer) -> TrainingBody:
     """Write one answer for training to disk, then confirm it.
 
@@ -33,7 +33,7 @@ def take_training_answer(services: Here, loaded: Reviewed, answer: TrainingAnswe
     return _describe(services, loaded, _queue(services).answer(loaded, *call, UPCOMING))
 
 
-@router.delete("/answers/last")
+@router.delete("/answers/last", summary="Take the last call for training back")
 def undo_training_answer(services: Here, loaded: Reviewed) -> TrainingBody:
     """Remove the reviewer's last answer for training."""
     calls, number = _queue(services).undo(loaded)

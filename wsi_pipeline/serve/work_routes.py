@@ -19,13 +19,13 @@ router = APIRouter(responses=FAULTS)
 JobName = Annotated[str, Path(max_length=MAX_NAME)]
 
 
-@router.get("/model", tags=["predict"])
+@router.get("/model", tags=["predict"], summary="The model that predicts")
 def show_model(services: Here) -> dict[str, Any]:
     """Show the model's card: training, patches, threshold and scores."""
     return _describe_model(_predictions(services).predictor.model)
 
 
-@router.post("/predict", tags=["predict"])
+@router.post("/predict", tags=["predict"], summary="Predict images")
 async def predict(
     services: Here,
     images: Annotated[
@@ -57,7 +57,9 @@ def _describe_model(model: Model) -> dict[str, Any]:
     return describe_model(model.to_json()) | {"scores": dict(getattr(model, "scores", {}))}
 
 
-@router.post("/jobs", status_code=202, response_model=JobBody, tags=["jobs"])
+@router.post(
+    "/jobs", status_code=202, response_model=JobBody, tags=["jobs"], summary="Infer a slide"
+)
 def start_job(services: Here, wanted: JobRequest) -> InferenceJob:
     """Infer a slide of the served folder, as `wsi infer` does, into the first results folder."""
     jobs = _jobs(services)
@@ -67,13 +69,15 @@ def start_job(services: Here, wanted: JobRequest) -> InferenceJob:
     return jobs.submit(FoundSlide(entry.slide_id, entry.file), wanted.force)
 
 
-@router.get("/jobs", response_model=list[JobBody], tags=["jobs"])
+@router.get("/jobs", response_model=list[JobBody], tags=["jobs"], summary="All jobs")
 def list_jobs(services: Here) -> list[InferenceJob]:
     """List jobs, oldest first."""
     return _jobs(services).list()
 
 
-@router.get("/jobs/{job_id}", response_model=JobBody, tags=["jobs"])
+@router.get(
+    "/jobs/{job_id}", response_model=JobBody, tags=["jobs"], summary="The progress of a job"
+)
 def show_job(services: Here, job_id: JobName) -> InferenceJob:
     """Show the progress of a job."""
     if (job := _jobs(services).find(job_id)) is None:
@@ -81,7 +85,7 @@ def show_job(services: Here, job_id: JobName) -> InferenceJob:
     return job
 
 
-@router.delete("/jobs/{job_id}", response_model=JobBody, tags=["jobs"])
+@router.delete("/jobs/{job_id}", response_model=JobBody, tags=["jobs"], summary="Cancel a job")
 def cancel_job(services: Here, job_id: JobName) -> InferenceJob:
     """Stop a job; finished blocks stay, and the next job for the slide continues there."""
     job = show_job(services, job_id)

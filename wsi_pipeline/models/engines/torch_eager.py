@@ -43,9 +43,8 @@ def place(model: Model, setting: EngineSetting, device: torch.device) -> Forward
     dtype = DTYPES.get(setting.precision)
     if dtype is None:
         return network
-    network = lower_precision(network, dtype)
-    if not (model.is_script or any(isinstance(part, PatchNetwork) for part in network.modules())):
-        return network
+    if is_known(network):
+        return lower_precision(network, dtype)
 
     def forward(pixels: Tensor) -> Tensor:
         with in_precision(setting):
@@ -110,11 +109,19 @@ class LowerNetwork(nn.Module):
         return output
 
 
+def is_known(network: nn.Module) -> bool:
+    """Return whether all of a network's code is this project's, or a library's that it knows.
+
+    A user's code may do what neither a lower precision nor a CUDA graph allows.
+    """
+    return not any(
+        isinstance(part, OwnNetwork | torch.jit.ScriptModule) for part in network.modules()
+    )
+
+
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the network with every `PatchNetwork` of known code in it in a lower precision."""
+    """Return the network with every `PatchNetwork` in it in a lower precision."""
     if isinstance(network, PatchNetwork):
-        if isinstance(network.network, OwnNetwork):
-            return network
         return LowerNetwork(network, dtype)
     for name, part in list(network.named_children()):
         setattr(network, name, lower_precision(part, dtype))

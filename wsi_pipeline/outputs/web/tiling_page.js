@@ -119,16 +119,17 @@ function drawPicture() {
   const context = canvas.getContext("2d");
   context.globalAlpha = 1;
   context.drawImage(image, 0, 0);
-  const side = Math.max(Math.round(view.pitch_px), 1); // whole pixels, so that frames are sharp
-  const isFramed = side > 6; // smaller ones are told apart by a stronger tint
+  const isFramed = view.pitch_px > 6.5; // smaller ones are told apart by a stronger tint
   for (let patch = 0; patch < count; patch += 1) {
     const { name, color, opacity } = REASONS[reasons[patch]];
-    const [x, y] = placeOf(patch).map(Math.round);
+    const place = placeOf(patch);
+    const [x, y] = place.map(Math.round); // whole pixels, so that frames are sharp
+    const [width, height] = place.map((at, axis) => Math.max(Math.round(at + view.pitch_px) - [x, y][axis], 1));
     context.fillStyle = context.strokeStyle = color;
     context.globalAlpha = name === "kept" && !isFramed ? 0.35 : opacity;
-    context.fillRect(x, y, side, side);
+    context.fillRect(x, y, width, height);
     context.globalAlpha = 0.9;
-    if (isFramed) context.strokeRect(x + 0.5, y + 0.5, side - 1, side - 1);
+    if (isFramed) context.strokeRect(x + 0.5, y + 0.5, width - 1, height - 1);
   }
 }
 
