@@ -23,9 +23,9 @@ def format_csv(
 
     With `is_exact` numbers have all their digits, for tables that a program reads again.
     """
-    digits = (lambda value: value) if is_exact else round_number
     return "".join(
-        ",".join(_quote(shield(digits(value))) for value in row) + "\n" for row in (header, *rows)
+        ",".join(_quote(shield(value if is_exact else round_number(value))) for value in row) + "\n"
+        for row in (header, *rows)
     )
 
 
