@@ -44,14 +44,12 @@ from wsi_pipeline.models.opening import make_random_checkpoint
 from wsi_pipeline.models.predictor import Predictor
 import numpy as np
 def run(pixels):
-    if "{device}" == "cpu":
-        raise RuntimeError("CUDA error: device-side assert triggered")
     return torch.zeros(4, device="cuda")[torch.full((len(pixels),), 9, device="cuda")]
 ENGINES["breaking"] = Engine(
-    "", {"{device}": ("fp32",)}, lambda m, d: None, lambda m, s, b: run, place=lambda m, s, d: run
+    "", {"cuda": ("fp32",)}, lambda m, d: None, lambda m, s, b: run, place=lambda m, s, d: run
 )
 try:
-    setting = EngineSetting("breaking", "fp32", "{device}")
+    setting = EngineSetting("breaking", "fp32", "cuda")
     Predictor(make_random_checkpoint(), setting, 2)(np.zeros((2, 50, 50, 3), "u1"))
 except GpuLost as error:
     print("lost:", error)
@@ -93,10 +91,18 @@ def check_computing(report: Report) -> None:
     with report.part("memory"):
         check_memory(report)
     with report.part("a broken context"):
-        code = ASSERTS.replace("{device}", report.device)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        found = done.stdout or done.stderr[-200:]
-        report.state("an assertion on the GPU is GpuLost", found.startswith("lost:"), found.strip())
+        check_lost(report)
+
+
+def check_lost(report: Report) -> None:
+    """State that a context that broke is known as one, in a process of its own."""
+    fact = "an assertion on the GPU is GpuLost"
+    if report.is_rehearsal:
+        report.leave_out(fact)
+        return
+    done = subprocess.run([sys.executable, "-c", ASSERTS], capture_output=True, text=True)
+    found = done.stdout or done.stderr[-200:]
+    report.state(fact, found.startswith("lost:"), found)
 
 
 def check_agreement(report: Report, architecture: str) -> None:

@@ -116,6 +116,7 @@ def infer(
     *,
     stores: Place | Iterable[Place] = (),
     sheet: Place | None = None,
+    recursive: bool = False,
     listener: Listener | None = None,
     **options: Any,
 ) -> "RunAccount":
@@ -133,7 +134,10 @@ def infer(
     settings, places, kept = _read(InferOptions, options), _list(slides), _list(stores)
     if [bool(places), bool(kept), sheet is not None].count(True) != 1:
         raise ConfigError("give one of slides, stores and sheet")
-    found = list_stores(kept) if kept else find_slides(places, sheet=_path(sheet))
+    if kept:
+        found = list_stores(kept)
+    else:
+        found = find_slides(places, recursive=recursive, sheet=_path(sheet))
     return infer_slides(found, find_model(_path(model)), Path(out), settings, listener)
 
 

@@ -36,7 +36,7 @@ GIVEN_BY_NAME = {
     "tile": {"places", "slides", "sheet", "recursive", "out"},
     "ingest": {"place", "out"},
     "train": {"stores", "out", "preset"},
-    "infer": {"places", "slides", "stores", "sheet", "model", "out"},
+    "infer": {"places", "slides", "stores", "sheet", "recursive", "model", "out"},
     "evaluate": {"results", "labels", "threshold", "compare", "by", "sheet"},
     "aggregate": {"results", "out"},
 }

@@ -16,10 +16,15 @@ SHIELD = "'"
 """Prefix of such a text: spreadsheets show what follows and do not run it."""
 
 
-def format_csv(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a CSV table: empty fields for None, numbers rounded for people, texts shielded."""
+def format_csv(
+    header: Sequence[Any], rows: Iterable[Sequence[Any]], *, is_exact: bool = False
+) -> str:
+    """Return a CSV table: empty fields for None, numbers rounded for people, texts shielded.
+
+    With `is_exact` numbers have all their digits, for tables that a program reads again.
+    """
     return "".join(
-        ",".join(_quote(shield(round_number(value))) for value in row) + "\n"
+        ",".join(_quote(shield(value if is_exact else round_number(value))) for value in row) + "\n"
         for row in (header, *rows)
     )
 

@@ -133,7 +133,7 @@ def _learn_forever(
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Write the sweep as a table, and as a plot with the suggestion."""
     rows = zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True)
-    table = format_csv(["learning_rate", "smoothed_loss"], rows)
+    table = format_csv(["learning_rate", "smoothed_loss"], rows, is_exact=True)
     (folder / SWEEP_CSV).write_text(table, newline="")
     plot_sweep(folder / SWEEP_PNG, sweep)
 
