@@ -170,8 +170,11 @@ def _stop(message: str, exit_code: int) -> NoReturn:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End the command with an exit code."""
-    click.get_current_context().exit(exit_code)
+    """End the command with an exit code.
+
+    Not by the context's own exit, which closes it, and with it the permissions of files, at once.
+    """
+    raise click.exceptions.Exit(exit_code)
 
 
 def printable(text: str) -> str:

@@ -306,7 +306,7 @@ def test_the_report_opens_from_a_file_and_counts(
     set_slider(page, "threshold", 0.92)
     expect(page.locator("#count")).to_have_text("1 of 119 patches positive (0.8 %)")
     page.click("#next")
-    expect(page.locator("#region")).to_have_text("1 of 3: 0.00188 mm², mean 0.90, highest 0.90")
+    expect(page.locator("#region")).to_have_text("1 of 3: 0.00187 mm², mean 0.90, highest 0.90")
     assert page.evaluate("[reportPort.x, reportPort.y]") == [325, 325]
     page.close()
     assert watched.faults == []

@@ -13,7 +13,7 @@ by Otsu's threshold, and black was not scanned.
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from wsi_pipeline.core.choices import AREAS, LOCAL, OTSU, TISSUE_DETECTORS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import Thumbnail
-from wsi_pipeline.slides.local_tissue import FoundTissue, Limits, find_local_tissue
+
+if TYPE_CHECKING:
+    from wsi_pipeline.slides.local_tissue import FoundTissue
 
 STRIP_PX = 256
 """Rows of a thumbnail, or of a grid, whose intermediate values are in memory at a time."""
@@ -94,11 +96,14 @@ class TissueParameters:
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
-def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> FoundTissue:
+def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> "FoundTissue":
     """Return what every pixel of a thumbnail (h, w, 3) at `mpp` µm/px is.
 
     Detector otsu tells tissue from everything else only, and finds no faults.
     """
+    # Here, because scipy takes a fifth of a second, and a run with nothing to do needs none.
+    from wsi_pipeline.slides.local_tissue import FoundTissue, Limits, find_local_tissue
+
     if parameters.detector == OTSU:
         mask = find_saturated(rgb, mpp, parameters)
         return FoundTissue(mask, mask.astype(np.uint8) * np.uint8(AREAS.index("tissue")), {})

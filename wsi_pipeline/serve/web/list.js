@@ -22,10 +22,7 @@ function thresholdOf(slide) {
   return threshold.toFixed(3) + (source === "count" ? "" : ` (${source})`);
 }
 
-function unlikeOf(slide) {
-  const unlike = slide.summary?.unlike_training;
-  return unlike == null ? "–" : unlike || "no";
-}
+const unlikeOf = ({ summary }) => (summary?.unlike_training == null ? "–" : summary.unlike_training || "no");
 
 const COLUMNS = [
   { name: "picture", title: "", key: null },
