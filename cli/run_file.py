@@ -104,12 +104,13 @@ class ConfigCommand(click.RichCommand):
         return result
 
     def _keep(self, ctx: click.Context) -> None:
+        from wsi_pipeline.core.errors import EnvironmentFault
         from wsi_pipeline.store.files import write_file
 
         out = ctx.params.get("out")
         is_written = self.is_kept and not ctx.params.get("dry_run")
         if is_written and isinstance(out, Path) and out.is_dir():
-            with suppress(OSError):  # a disk that is full now loses no result
+            with suppress(OSError, EnvironmentFault):  # a disk that is full now loses no result
                 write_file(out / RUN_FILE, self._format(ctx, ctx.meta[RUN_FILE]).encode())
 
 

@@ -270,7 +270,7 @@ def test_one_table_names_the_threshold_of_each_slide(inferred: Path) -> None:
     write_slide(Path("slides") / "two.tiff", tissue(400, 200, seed=1), mpp=0.25)
     run("infer", "slides", *INFER)
     page = (inferred / "index.html").read_text()
-    assert 'class="own" data-value="user">user<' in page
+    assert 'class="own" data-title="threshold by" data-value="user">user<' in page
     assert "at or above the threshold of its slide, which stands in the table" in " ".join(
         page.split()
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
+import yaml
 from PIL import Image
 
 from tests.builders import (
@@ -242,4 +243,5 @@ JUDGES: dict[str, Callable[[bytes], object]] = {
     ".log": bytes.decode,
     ".parquet": lambda held: pyarrow.parquet.read_table(io.BytesIO(held)),
     ".png": lambda held: Image.open(io.BytesIO(held)).load(),
+    ".yaml": lambda held: yaml.safe_load(held)["mode"],  # the last of its settings
 }

@@ -105,7 +105,7 @@ def test_high_probability_is_dark_red_and_low_is_pale(tmp_path: Path) -> None:
         with Image.open(tmp_path / name / "heatmap.png") as image:
             pixels = np.asarray(image.convert("RGB"))
         colors[name] = pixels[pixels.shape[0] // 4, pixels.shape[1] // 6].tolist()
-    assert colors == {"high": [150, 0, 30], "low": [255, 236, 170]}  # the ends of orange-red
+    assert colors == {"high": [186, 10, 30], "low": [255, 236, 170]}  # the ends of orange-red
 
 
 def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:

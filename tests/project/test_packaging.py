@@ -75,7 +75,7 @@ def test_every_option_in_readme_and_docs_exists() -> None:
         for each in (command, *getattr(command, "commands", {}).values()):
             known |= {
                 option
-                for parameter in each.params
+                for parameter in each.get_params(click.Context(each))
                 for option in (*parameter.opts, *parameter.secondary_opts)
             }
     for example in (ROOT / "examples").glob("*.py"):
