@@ -261,9 +261,9 @@ def rewrite_manifest(product: Path, change: Callable[[dict[str, Any]], object]) 
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
+    """Every file below a folder with its content; run.yaml, which names the folder, is left out."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "run.yaml"
     }

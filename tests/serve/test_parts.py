@@ -19,7 +19,7 @@ from PIL import Image
 from tests.builders import break_tile, paint, paint_coordinates, write_slide
 from tests.served import read_level0, replace_probabilities
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.core.slide import SlideInfo
+from wsi_pipeline.core.slide import OPTIONAL, SlideInfo
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, name_runs, stamp_file
@@ -191,7 +191,7 @@ def test_a_slide_is_described_without_anything_of_its_properties(
     assert header["slide"]["size_l0"] == [600, 500]
     assert set(header) == {"slide"}
     named = {field.name for field in fields(SlideInfo)}
-    assert set(header["slide"]) == named - {"icc_name", "icc_digest"}  # it has no profile
+    assert set(header["slide"]) == named - set(OPTIONAL)  # it has no profile
 
 
 def test_a_region_limit_is_checked_before_reading(pool: DecoderPool, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def write_scan(path: Path, downsamples: Sequence[int] = (1, 4), is_aperio: bool 
 
 
 def tile_slide(path: Path, *options: object) -> tuple[int, str]:
-    done = run("tile", path, "--out", path.parent / "out", "--mpp", 0.5, "--workers", 0, *options)
+    out = ("--out", path.parent / "out", "--tissue", "otsu")  # which counts as said above
+    done = run("tile", path, *out, "--mpp", 0.5, "--workers", 0, *options)
     return done.exit_code, done.output
 
 

@@ -17,8 +17,8 @@ from scipy import ndimage
 from wsi_pipeline.slides.masks import Mask, Plane, box
 
 GREY = (0.3, 0.5, 0.2)
-DARKEST_GLASS = 140
-"""Grey level; darker is no glass."""
+DARKEST_GLASS, DARKEST_GREY_GLASS = 140, 200
+"""Grey levels; darker is no glass, and in a picture without any colour, stained tissue."""
 USUAL_GLASS = 244.0
 """Grey level of the glass where a slide shows none: it is full of tissue."""
 STRONGEST_TINT = 1.35
@@ -95,7 +95,9 @@ def measure_density(picture: Picture, usable: Mask) -> Density:
     side = picture.near_px - 2  # 3, or none
     logs = np.stack([np.log10(box(rgb[..., channel], side) + 1) for channel in range(3)])
     smooth = usable & (texture < np.clip(2 * np.percentile(texture[usable], 20), 1.5, 4))
-    glass, is_glass = _find_glass(logs, grey, smooth, usable)
+    is_coloured = bool((picture.most != picture.least).any())
+    darkest = DARKEST_GLASS if is_coloured else DARKEST_GREY_GLASS
+    glass, is_glass = _find_glass(logs, grey, smooth, usable, darkest)
     od = (glass[:, None, None] - logs).astype(np.float32)
     if is_glass.any():
         od += _fit_surface(logs, is_glass, smooth, glass)
@@ -108,13 +110,13 @@ def measure_density(picture: Picture, usable: Mask) -> Density:
 
 
 def _find_glass(
-    logs: NDArray[np.float32], grey: Plane, smooth: Mask, usable: Mask
+    logs: NDArray[np.float32], grey: Plane, smooth: Mask, usable: Mask, darkest: int
 ) -> tuple[NDArray[np.float64], Mask]:
-    """Return log10 of the glass's colour (3,), and where pixels have it."""
+    """Return log10 of the glass's colour (3,), and where pixels have it; it is not darker."""
     counts = np.bincount(grey[smooth].astype(np.intp), minlength=256).astype(np.float64)
     counts = ndimage.gaussian_filter1d(counts, 2)
     mass = ndimage.uniform_filter1d(counts, 13, mode="constant") * 13
-    is_peak = (counts == ndimage.maximum_filter1d(counts, 9)) & (np.arange(256) >= DARKEST_GLASS)
+    is_peak = (counts == ndimage.maximum_filter1d(counts, 9)) & (np.arange(256) >= darkest)
     is_peak &= mass > max(0.004 * usable.sum(), 0.03 * mass.max())
     brightest = np.flatnonzero(is_peak).max(initial=-99)
     near = smooth & (np.abs(grey - brightest) < MODE_HALF_WIDTH)
