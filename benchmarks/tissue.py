@@ -1,6 +1,6 @@
 """Dice of the detectors of tissue on drawn thumbnails, by kind, with their flags and their cost.
 
-python benchmarks/tissue.py [--per-kind 6] [--reduce 1] [--worst FOLDER] [--tiatoolbox]
+python -m benchmarks.tissue [--per-kind 6] [--reduce 1] [--worst FOLDER] [--tiatoolbox]
                             [--hand first|second]
 
 Two hands drew them: the detector `local` was tuned on even seeds of the first generator only; odd

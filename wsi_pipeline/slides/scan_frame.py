@@ -1,7 +1,7 @@
 """Parts of a thumbnail beside the glass: fill that was never scanned, and borders of the scanner.
 
 Both are told by their straight outlines: fill is white without noise, or nearly black; a border is
-smooth, has no colour and runs along the picture's edge.
+smooth, has no colour and runs along the picture's edge, but is not all of the picture.
 """
 
 import numpy as np
@@ -21,6 +21,8 @@ FAINTEST_BORDER = 0.03
 """OD."""
 BORDER_SHARE = 0.15
 """Of the picture's shorter side, the least that a border takes of the edge."""
+LARGEST_BORDER = 0.9
+"""Share of the picture: what is all of it borders nothing."""
 
 
 def find_fill(picture: Picture) -> Mask:
@@ -43,4 +45,6 @@ def find_border(picture: Picture, density: Density, fill: Mask) -> Mask:
     is_long = np.bincount(edge, minlength=count + 1) > BORDER_SHARE * min(labels.shape)
     is_long[0] = False
     parts = straight_parts(is_long[labels], max(16, labels.size // 1000), most_bends=0.3)
+    if parts.mean() > LARGEST_BORDER:
+        return np.zeros_like(parts)
     return widen(parts, 7) & dense
