@@ -179,6 +179,8 @@ def test_on_a_phone_every_slide_is_a_card_with_titles(browser: Browser, origin: 
     expect(page.locator("#rows tr")).to_have_count(4)
     page.select_option("#sort", "slide")
     assert names_of(page) == ["broken", "one", "three", "two"]
+    page.click("#order")
+    assert names_of(page) == ["two", "three", "one", "broken"]
     cell = page.locator("#rows tr").nth(1).locator("td.c-positive")
     assert cell.evaluate("one => getComputedStyle(one, '::before').content") == '"positive"'
     page.click("#rows .name:text-is('one')")

@@ -7,6 +7,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browsing import IN_BROWSER, Watched
+from tests.builders import make_training_stores
+from tests.commands import run
 from tests.outputs.test_outputs import CASES, make_result
 from tests.readable import find_cut, find_pale
 from wsi_pipeline.outputs.run_files import read_finished, write_index, write_slides_tables
@@ -42,6 +44,30 @@ def test_the_index_is_cut_nowhere_and_readable(
     assert find_pale(watched.page) == []
     assert watched.faults == []
     watched.page.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a short training; evaluation.html has the same template."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ("--epochs", 1, "--batch-size", 16, "--device", "cpu", "--arch", "wide_resnet_10_1")
+    stores = make_training_stores(folder / "stores")
+    done = run("train", stores, "--out", folder / "model", "--precision", "fp32", *words)
+    assert done.exit_code == 0, done.output
+    return folder / "model" / "report.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES, ids=["wide", "phone"])
+def test_a_report_of_figures_is_cut_nowhere_and_readable(
+    browser: Browser, report: Path, size: tuple[int, int], scheme: Any
+) -> None:
+    viewport: Any = {"width": size[0], "height": size[1]}
+    page = browser.new_page(viewport=viewport, color_scheme=scheme)
+    page.goto(report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert find_pale(page) == []
+    page.close()
 
 
 def test_the_index_sorts_and_filters_by_keyboard(browser: Browser, tmp_path: Path) -> None:

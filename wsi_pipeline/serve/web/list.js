@@ -190,6 +190,7 @@ function draw() {
   byId("about").textContent = describeRun(rows);
   byId("facts").textContent = `${formatCount(rows.length)} of ${formatCount(all.length)} slides`;
   byId("sort").value = COLUMNS[list.column].name;
+  byId("order").textContent = list.isRising ? "↑" : "↓";
 }
 
 function chooseBin(bin) {
@@ -246,12 +247,12 @@ function makeHeads() {
   });
   byId("heads").replaceChildren(...heads);
   byId("sort").replaceChildren(...COLUMNS.filter((column) => column.key).map((column) => new Option(column.title, column.name)));
+  byId("order").onclick = () => sortBy(list.column);
 }
 
 function drawHeads() {
   [...byId("heads").children].forEach((head, index) => {
-    if (list.column === index) head.setAttribute("aria-sort", list.isRising ? "ascending" : "descending");
-    else head.removeAttribute("aria-sort");
+    head.ariaSort = list.column !== index ? null : list.isRising ? "ascending" : "descending";
   });
 }
 
