@@ -12,6 +12,7 @@ from tests.builders import make_checkpoint, paint, tissue, write_model, write_pn
 from tests.commands import PLAIN, run
 from wsi_pipeline.store.predictions import Predictions, open_result
 
+QUICK = (*PLAIN, "--outputs", "summary", "--workers", 0)
 ASAP = """<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="None">
 <Coordinates><Coordinate Order="0" X="0" Y="0"/><Coordinate Order="1" X="200" Y="0"/>
 <Coordinate Order="2" X="200" Y="100"/><Coordinate Order="3" X="0" Y="100"/></Coordinates>
@@ -30,7 +31,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def infer(slides: Path, model: Path, out: Path, *options: object) -> Predictions:
-    done = run("infer", slides, "--model", model, "--out", out, *PLAIN, *options)
+    done = run("infer", slides, "--model", model, "--out", out, *QUICK, *options)
     assert done.exit_code == 0, done.output
     return open_result(out / "one")
 
@@ -92,7 +93,7 @@ def test_raw_probabilities_are_the_same_bytes_with_and_without_a_mask(
 def test_the_sheet_names_the_mask_of_each_slide(slide: Path, model: Path, tmp_path: Path) -> None:
     draw(tmp_path / "drawn" / "roi 7.geojson", [[0, 0], [50, 0], [50, 50], [0, 50]])
     (tmp_path / "sheet.csv").write_text("wsi,mask\nslides/one.tiff,drawn/roi 7.geojson\n")
-    words = ("--sheet", tmp_path / "sheet.csv", "--model", model, "--out", tmp_path / "out", *PLAIN)
+    words = ("--sheet", tmp_path / "sheet.csv", "--model", model, "--out", tmp_path / "out", *QUICK)
     assert run("infer", *words).exit_code == 0
     assert cells(open_result(tmp_path / "out" / "one")) == {(0, 0)}
 
@@ -108,7 +109,7 @@ def test_kept_patches_are_those_of_the_mask(slide: Path, model: Path, tmp_path: 
 
 
 def refusal(slide: Path, model: Path, tmp_path: Path, *options: object) -> str:
-    words = ("--model", model, "--out", tmp_path / "out", *PLAIN, *options)
+    words = ("--model", model, "--out", tmp_path / "out", *QUICK, *options)
     done = run("infer", slide, *words)
     assert done.exit_code != 0
     return " ".join(done.output.split())
@@ -143,7 +144,7 @@ def test_stores_take_no_mask(slide: Path, model: Path, tmp_path: Path) -> None:
     write_geojson(tmp_path / "masks")
     stores = tmp_path / "stores"
     assert run("tile", slide, "--out", stores, "--mpp", 0.5, "--workers", 0).exit_code == 0
-    words = ("--model", model, "--out", tmp_path / "out", *PLAIN, "--mask", tmp_path / "masks")
+    words = ("--model", model, "--out", tmp_path / "out", *QUICK, "--mask", tmp_path / "masks")
     done = run("infer", "--stores", stores, *words)
     assert "these are patch stores; leave --mask out" in " ".join(done.output.split())
 
@@ -190,7 +191,7 @@ def test_results_say_that_nothing_else_was_assessed(
     slide: Path, model: Path, tmp_path: Path
 ) -> None:
     write_geojson(tmp_path / "masks")
-    words = ("--model", model, "--out", tmp_path / "out", *PLAIN, "--mask", tmp_path / "masks")
+    words = ("--model", model, "--out", tmp_path / "out", *QUICK, "--mask", tmp_path / "masks")
     done = run("infer", slide, *words)
     assert "only inside one.geojson was assessed" in " ".join(done.output.split())
     summary = json.loads((tmp_path / "out" / "one" / "summary.json").read_text())
