@@ -112,6 +112,8 @@ INTERRUPTED = """
 import os, signal, threading
 from wsi_pipeline.training.threads import prepare_ahead
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+
 def wait():
     yield 1
     os.kill(os.getpid(), signal.SIGINT)
