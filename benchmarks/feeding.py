@@ -1,4 +1,4 @@
-"""What one interpreter can feed a GPU with: patches cut by NumPy, against tiles and an index.
+"""The patches that one interpreter can feed a GPU with: cut by NumPy, against tiles and an index.
 
 Decoding is emulated: a decoder that sleeps, without the interpreter's lock, for as long as this
 machine takes to decode the tile. Threads that sleep take no core, so that a machine with few shows

@@ -1,4 +1,4 @@
-"""What has to be right on a GPU: numbers, memory, faults, and the commands themselves."""
+"""Facts that have to be right on a GPU: numbers, memory, faults, and the commands themselves."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What the check of a GPU machine finds out: facts with a verdict, and figures."""
+"""The findings of a GPU machine's check: facts with a verdict, and figures."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How fast a GPU machine is: its ceilings, the models, everything together, decoders."""
+"""The speed of a GPU machine: its ceilings, the models, everything together, decoders."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run does between its start and its end: its steady state, and what its GPU is at."""
+"""The steady state of a run, between its start and its end, and the work of its GPU."""
 
 import shutil
 import subprocess

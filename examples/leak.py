@@ -1,4 +1,4 @@
-"""How much a random split flatters.
+"""The flattery of a random split.
 
 Each patch is evaluated by a model that knows other patches of its patient, and by one that does
 not.

@@ -1,14 +1,16 @@
 """A real browser for the tests of pages: what a person does on them, and what should not be."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page, expect
 
-from tests.served import wait_until
+from tests.served import TOKEN, wait_until
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,6 +64,22 @@ class Watched:
             "console", lambda message: blame(message.type == "error", f"console: {message.text}")
         )
         return self
+
+
+@contextmanager
+def watch_list(browser: Browser, origin: str, **options: Any) -> Iterator[Watched]:
+    """The list of slides in a window of its own, in which nothing may fail; `options` are of
+    Playwright's contexts.
+    """
+    settings: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}} | options
+    context = browser.new_context(**settings)
+    context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    watched = Watched(context.new_page(), origin).watch()
+    watched.page.goto(f"{origin}/?token={TOKEN}")
+    yield watched
+    context.close()
+    assert watched.faults == []
 
 
 def open_viewer(watched: Watched, address: str = "/slides/one") -> Page:

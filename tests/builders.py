@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,17 @@ def make_checkpoint(
         threshold_source="set by a test",
         weights=weights,
     )
+
+
+def make_overflowing() -> Checkpoint:
+    """A network for patches of 22 px whose values leave the range of fp16, and come back."""
+    checkpoint = make_checkpoint(side_px=22, architecture="idc_cnn")
+    large = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
+    large["features.0.weight"] *= 1e4  # beyond 65,504, the largest of fp16 …
+    large["features.1.bias"] *= 0
+    large["features.4.weight"] *= 1e4
+    large["classifier.0.weight"] *= 1e-8  # … and back
+    return replace(checkpoint, weights=large)
 
 
 def write_model(path: Path, checkpoint: Checkpoint | None = None) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests import ROOT
-from tests.builders import make_checkpoint, make_patches, write_model
+from tests.builders import make_checkpoint, make_overflowing, make_patches, write_model
 from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
@@ -170,13 +170,7 @@ def test_a_network_whose_course_depends_on_its_input_is_left_as_it_is() -> None:
 
 
 def test_patches_that_fp16_makes_infinite_are_computed_in_fp32() -> None:
-    checkpoint = make_checkpoint(side_px=22, architecture="idc_cnn")
-    large = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
-    large["features.0.weight"] *= 1e4  # beyond 65,504, the largest of fp16 …
-    large["features.1.bias"] *= 0
-    large["features.4.weight"] *= 1e4
-    large["classifier.0.weight"] *= 1e-8  # … and back
-    model, pixels = replace(checkpoint, weights=large), make_patches(5, 22)
+    model, pixels = make_overflowing(), make_patches(5, 22)
     exact = Predictor(model, EngineSetting("torch", FP32))(pixels)
     assert np.isfinite(exact).all()
     run = ENGINES["torch"].load(model, EngineSetting("torch", FP16), 32)

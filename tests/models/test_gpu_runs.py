@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tests.builders import make_checkpoint, make_patches
+from tests.builders import make_checkpoint, make_overflowing, make_patches
 from tests.models.test_domain import with_domain
 from tests.models.test_engines import FULL, SIDE, make_lively
 from wsi_pipeline.core.choices import BF16, FP16, FP32
@@ -353,13 +352,7 @@ def test_in_an_ensemble_every_member_has_the_lower_precision(cuda: PretendedCuda
 
 
 def test_what_fp16_makes_infinite_is_computed_in_fp32(cuda: PretendedCuda) -> None:
-    checkpoint = make_checkpoint(side_px=22, architecture="idc_cnn")
-    large = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
-    large["features.0.weight"] *= 1e4  # beyond 65,504, the largest of fp16 …
-    large["features.1.bias"] *= 0
-    large["features.4.weight"] *= 1e4
-    large["classifier.0.weight"] *= 1e-8  # … and back
-    model, pixels = replace(checkpoint, weights=large), make_patches(5, 22)
+    model, pixels = make_overflowing(), make_patches(5, 22)
     exact = Predictor(model, batch_size=5)(pixels)
     assert np.isfinite(exact).all()
     assert np.array_equal(Predictor(model, gpu(FP16), 5)(pixels), exact)

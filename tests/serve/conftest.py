@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
-from tests.browsing import CHROMIUM, PATIENCE_MS, Watched, known_map
+from tests.browsing import CHROMIUM, Watched, known_map, watch_list
 from tests.served import TOKEN, replace_probabilities, run_server
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import ServeSettings
@@ -41,11 +41,5 @@ def server(
 
 @pytest.fixture
 def watched(browser: Browser, server: tuple[str, Services]) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    watched = Watched(context.new_page(), server[0]).watch()
-    watched.page.goto(f"{server[0]}/?token={TOKEN}")
-    yield watched
-    context.close()
-    assert watched.faults == []
+    with watch_list(browser, server[0], accept_downloads=True) as watched:
+        yield watched

@@ -26,6 +26,7 @@ from tests.browsing import (
     set_slider,
     viewport,
     wait_for,
+    watch_list,
 )
 from tests.runs.test_unlike_slides import infer_with_domain
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
@@ -357,15 +358,8 @@ def reviewed(browser: Browser, served_root: Path, tmp_path: Path) -> Iterator[tu
     settings = ServeSettings(
         results=(root / "results",), token=TOKEN, decoders=1, reviewer="ann", review_patches=10
     )
-    with run_server(settings) as (origin, _):
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        context.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        watched = Watched(context.new_page(), origin).watch()
-        watched.page.goto(f"{origin}/?token={TOKEN}")
+    with run_server(settings) as (origin, _), watch_list(browser, origin) as watched:
         yield watched, root / "results"
-        context.close()
-        assert watched.faults == []
 
 
 def shown_place(page: Page) -> tuple[int, int]:

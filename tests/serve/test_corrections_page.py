@@ -12,7 +12,6 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browsing import (
     IN_BROWSER,
-    PATIENCE_MS,
     Watched,
     known_map,
     open_viewer,
@@ -20,6 +19,7 @@ from tests.browsing import (
     set_slider,
     viewport,
     wait_for,
+    watch_list,
 )
 from tests.commands import run
 from tests.serve.test_annotations import box, write_labels
@@ -53,15 +53,8 @@ def desk(browser: Browser, served_root: Path, tmp_path: Path) -> Iterator[tuple[
         decoders=1,
         reviewer="ann",
     )
-    with run_server(settings) as (origin, _):
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        context.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        watched = Watched(context.new_page(), origin).watch()
-        watched.page.goto(f"{origin}/?token={TOKEN}")
+    with run_server(settings) as (origin, _), watch_list(browser, origin) as watched:
         yield watched, root
-        context.close()
-        assert watched.faults == []
 
 
 def test_errors_are_visited_by_key(desk: tuple[Watched, Path]) -> None:

@@ -24,9 +24,9 @@ from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, name_runs, stamp_file
 from wsi_pipeline.serve.decoding import Busy, DecoderPool, DecodingError, Pyramid, TooSlow
+from wsi_pipeline.serve.picture_routes import draw_tissue, shrink
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 from wsi_pipeline.serve.slide_pixels import ENTRY_OVERHEAD_BYTES, TileCache
-from wsi_pipeline.serve.slide_routes import draw_tissue, shrink
 from wsi_pipeline.slides.images import (
     decode_sent,
     encode_jpeg,

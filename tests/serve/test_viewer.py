@@ -9,15 +9,14 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browsing import (
     IN_BROWSER,
-    PATIENCE_MS,
     Watched,
     open_viewer,
     picture_of,
     set_slider,
     viewport,
     wait_for,
+    watch_list,
 )
-from tests.served import TOKEN
 from wsi_pipeline.core.choices import COLORMAPS
 from wsi_pipeline.outputs.colormaps import FAINTEST, colour_table
 from wsi_pipeline.serve.services import Services
@@ -204,19 +203,15 @@ def test_the_overview_map_moves_the_view(watched: Watched) -> None:
 
 @pytest.fixture
 def phone(browser: Browser, server: tuple[str, Services]) -> Iterator[Watched]:
-    context = browser.new_context(
-        viewport={"width": 390, "height": 844},
-        device_scale_factor=2,
-        is_mobile=True,
-        has_touch=True,
-        color_scheme="dark",
-    )
-    context.set_default_timeout(PATIENCE_MS)
-    watched = Watched(context.new_page(), server[0]).watch()
-    watched.page.goto(f"{server[0]}/?token={TOKEN}")
-    yield watched
-    context.close()
-    assert watched.faults == []
+    options: dict[str, Any] = {
+        "viewport": {"width": 390, "height": 844},
+        "device_scale_factor": 2,
+        "is_mobile": True,
+        "has_touch": True,
+        "color_scheme": "dark",
+    }
+    with watch_list(browser, server[0], **options) as watched:
+        yield watched
 
 
 def test_on_a_phone_the_panel_is_below_and_nothing_is_cut(phone: Watched) -> None:

@@ -54,7 +54,7 @@ def test_no_augmentation_waits_for_a_value_on_the_device() -> None:
     pixels = torch.empty((6, 3, SIDE, SIDE), device="meta")
     changed = EVERYTHING.apply(pixels, torch.Generator().manual_seed(0))
     assert (changed.shape, changed.device.type) == (pixels.shape, "meta")
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(RuntimeError, match="nonzero"):
         pixels[pixels > 0]  # as the turns did before
 
 

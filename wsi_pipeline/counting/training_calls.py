@@ -40,7 +40,7 @@ class TrainingCall(NamedTuple):
 
     call: bool
     queue: str
-    """Why the patch was shown: TOP or UNSURE."""
+    """Reason for which the patch was shown: TOP or UNSURE."""
     reviewer: str
     seconds: float
     at: str
@@ -61,7 +61,7 @@ class TrainingCalls:
 
     @property
     def labels(self) -> dict[int, bool]:
-        """What each patch was called, by its number."""
+        """True for each patch that was called positive, by its number."""
         return {number: call.call for number, call in self.calls.items()}
 
     @property

@@ -237,11 +237,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
     positive, above = heatmap.positive, find_positive(heatmap.probability, heatmap.threshold)
     positives, positions = int(np.count_nonzero(positive)), heatmap.probability.size
     return SlideSummary(
-        slide_id=table.slide.slide_id,
-        patient_id=table.patient_id,
-        columns=dict(table.columns),
+        **_describe_table(table),
         state=state_of(table.patches, unreadable),
-        patches=table.patches,
         unreadable=unreadable,
         positives=positives,
         **_estimate_positives(positives, len(known), heatmap.count_error),
@@ -258,13 +255,6 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         prevalence=heatmap.prevalence,
         min_region_mm2=heatmap.min_region_mm2,
         positive_class=heatmap.positive_class,
-        mpp=table.grid.spec.mpp,
-        patch_um=table.grid.spec.field_um,
-        slide_mpp=table.slide.mpp,
-        slide_mpp_source=table.slide.mpp_source,
-        colour_profile=table.slide.colour_profile,
-        reader_note=table.slide.reader_note,
-        mask=table.mask_name,
         model_digest=predictions.model_digest,
         colour_distance=predictions.distance.colour,
         colour_limit=predictions.limits.colour,
@@ -276,6 +266,24 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         max_probability=float(known.max()) if len(known) else None,
         **_describe_regions(positive, table.grid),
     )
+
+
+def _describe_table(table: PatchTable) -> dict[str, Any]:
+    """Return the facts of a slide and its patches that no model decides."""
+    slide, spec = table.slide, table.grid.spec
+    return {
+        "slide_id": slide.slide_id,
+        "patient_id": table.patient_id,
+        "columns": dict(table.columns),
+        "patches": table.patches,
+        "mpp": spec.mpp,
+        "patch_um": spec.field_um,
+        "slide_mpp": slide.mpp,
+        "slide_mpp_source": slide.mpp_source,
+        "colour_profile": slide.colour_profile,
+        "reader_note": slide.reader_note,
+        "mask": table.mask_name,
+    }
 
 
 def round_area(area_mm2: float) -> float:

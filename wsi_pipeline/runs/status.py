@@ -39,7 +39,7 @@ class Finished:
     patches: int
     unreadable: int = 0
     fault: str = ""
-    """Why it counts as failed although it is there."""
+    """Reason for which it counts as failed although it is there."""
 
 
 @dataclass(frozen=True, slots=True)

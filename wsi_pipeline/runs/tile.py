@@ -108,7 +108,7 @@ def tile_slides(
 
 @dataclass(frozen=True, slots=True)
 class TilingPages:
-    """Where pages of a dry run are written, and the words of their command lines."""
+    """The folder for pages of a dry run, and the words of their command lines."""
 
     out: Path
     words: Callable[[FoundSlide], Sequence[str]]

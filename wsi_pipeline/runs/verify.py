@@ -39,7 +39,7 @@ class Found:
     manifest: Manifest | None = None
     """None for a checkpoint by itself, and where there is none that can be read."""
     fault: str = ""
-    """Why none can be read."""
+    """Reason for which none can be read."""
 
 
 @dataclass(frozen=True, slots=True)

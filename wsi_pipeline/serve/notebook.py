@@ -32,7 +32,7 @@ FRAME = '<iframe {source} width="100%" height="{height}" style="border:1px solid
 
 @dataclass(frozen=True)
 class Frame:
-    """What a cell shows: a frame with the viewer, or with the report."""
+    """The output of a cell: a frame with the viewer, or with the report."""
 
     source: str
     """The attribute that says what the frame holds: `src="…"` or `srcdoc="…"`."""

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from wsi_pipeline.counting.review import Review
 from wsi_pipeline.serve.decoding import DecodingError
 from wsi_pipeline.serve.errors import Refusal
+from wsi_pipeline.serve.picture_routes import JPEG, TileNumber
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.reviews import NO_REVIEWS, ReviewService
 from wsi_pipeline.serve.schemas import (
@@ -26,7 +27,7 @@ from wsi_pipeline.serve.services import (
     find_result,
     tag_version,
 )
-from wsi_pipeline.serve.slide_routes import FAULTS, JPEG, TileNumber
+from wsi_pipeline.serve.slide_routes import FAULTS
 
 UPCOMING = 4
 """Next patches that an answer names, so that the page loads them ahead."""

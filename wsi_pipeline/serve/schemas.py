@@ -382,7 +382,7 @@ class TrainingPatch(PatchPlace):
 
 
 class TrainingBody(BaseModel):
-    """What was called for training, which no count is made of, and what comes next."""
+    """Patches called for training, of which no count is made, and those that come next."""
 
     reviewer: str
     positive_class: str

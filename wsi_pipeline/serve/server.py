@@ -21,6 +21,7 @@ from wsi_pipeline.core.recipe import tool_version
 from wsi_pipeline.serve import (
     annotation_routes,
     page_routes,
+    picture_routes,
     review_routes,
     slide_routes,
     table_routes,
@@ -135,6 +136,7 @@ def build_app(services: Services) -> ASGIApp:
     bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)])
     api.include_router(slide_routes.router)
+    api.include_router(picture_routes.router)
     api.include_router(annotation_routes.router)
     api.include_router(review_routes.router)
     api.include_router(training_routes.router)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import LOCAL, OTSU
-from wsi_pipeline.core.geometry import Grid, lay_grid
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.labels.tissue_mask import TissueMask
 from wsi_pipeline.outputs.tiling_page import MaskStep, TilingMeasures
@@ -17,7 +17,7 @@ from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.quality import QualityParameters, complete_faults, measure_sharpness
 from wsi_pipeline.slides.scaling import read_thumbnail
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
-from wsi_pipeline.stages.tile import resolve_scale, take_mask, too_small_error
+from wsi_pipeline.stages.tile import lay_slide_grid, take_mask
 from wsi_pipeline.stages.tile_config import TileConfig
 
 FIELDS = {
@@ -65,10 +65,7 @@ def measure_tiling(
     With a user's mask there is one step. Raises SlideError, or LabelError for such a mask.
     """
     slide = reader.info
-    spec, downsample = resolve_scale(reader, config)
-    grid = lay_grid(slide.bounds_l0, downsample, spec)
-    if not grid.rows * grid.cols:
-        raise too_small_error(slide, spec)
+    grid = lay_slide_grid(reader, config)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     chosen = choose_steps(config.tissue) if mask_file is None else [("your mask", {})]
     mpp, shares = slide.mpp * float(thumbnail.downsample), []

@@ -140,7 +140,7 @@ def relabel_by_reviews(
 
 @dataclass(frozen=True, slots=True)
 class _Called:
-    """What people called patches of one slide."""
+    """The calls of one slide's patches by people."""
 
     fingerprint: str
     grid: Grid

@@ -228,12 +228,16 @@ def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> 
     )
 
 
-def too_small_error(slide: SlideInfo, spec: PatchSpec) -> SlideError:
-    """Return the fault of a slide that holds no patch."""
+def lay_slide_grid(reader: SlideReader, config: TileConfig) -> Grid:
+    """Return the grid of a slide's positions. Raises SlideError where it holds no patch."""
+    slide, (spec, downsample) = reader.info, resolve_scale(reader, config)
+    grid = lay_grid(slide.bounds_l0, downsample, spec)
+    if grid.rows * grid.cols:
+        return grid
     _, _, width, height = slide.bounds_l0
     size = f"{width * slide.mpp:g} × {height * slide.mpp:g} µm"
     remedy = "use smaller patches or a finer scale, or leave it out"
-    return SlideError(f"{slide.path}: its {size} hold no patch of {spec.field_um:g} µm; {remedy}")
+    raise SlideError(f"{slide.path}: its {size} hold no patch of {spec.field_um:g} µm; {remedy}")
 
 
 def plan_patches(
@@ -248,17 +252,11 @@ def plan_patches(
     Raises SlideError, or LabelError for labels or a mask that do not fit the slide.
     """
     slide = reader.info
-    spec, downsample = resolve_scale(reader, config)
-    grid = lay_grid(slide.bounds_l0, downsample, spec)
-    if not grid.rows * grid.cols:
-        raise too_small_error(slide, spec)
+    grid = lay_slide_grid(reader, config)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
-    mpp = slide.mpp * float(thumbnail.downsample)
-    found = find_tissue(thumbnail.pixels, mpp, config.tissue)
-    # What cannot be decoded may be tissue: such patches are tried, counted as unreadable.
-    tissue, tissue_mm2 = found.tissue | unreadable, float(found.tissue.sum()) * (mpp / 1000) ** 2
+    found = find_tissue(thumbnail.pixels, slide.mpp * float(thumbnail.downsample), config.tissue)
     if mask_file is None:
-        fraction = tissue_fraction(tissue, thumbnail, grid)
+        tissue, fraction, tissue_mm2 = _take_found(found.tissue, unreadable, thumbnail, slide, grid)
     else:
         mask = TissueMask(mask_file, slide)
         fraction, tissue_mm2 = take_mask(mask, slide, grid)
@@ -278,7 +276,7 @@ def plan_patches(
         labels.fraction,
         tissue_fraction=fraction[positions[:, 0], positions[:, 1]],
         thumbnail=thumbnail,
-        block_size=choose_block_size(len(positions), spec.side_px),
+        block_size=choose_block_size(len(positions), grid.spec.side_px),
         patient_id=patient_id or slide.slide_id,
         class_names=config.rules.class_names,
         quality=quality,
@@ -292,6 +290,21 @@ def plan_patches(
         "labels": labels.description,
         "provenance": describe_tool(),
     }
+
+
+def _take_found(
+    found: NDArray[np.bool_],
+    unreadable: NDArray[np.bool_],
+    thumbnail: Thumbnail,
+    slide: SlideInfo,
+    grid: Grid,
+) -> tuple[NDArray[np.bool_], NDArray[np.float32], float]:
+    """Return the tissue that was found, its share in every patch, and its area in mm²."""
+    # What cannot be decoded may be tissue: such patches are tried, counted as unreadable.
+    tissue = found | unreadable
+    pixel_mm = slide.mpp * float(thumbnail.downsample) / 1000
+    area_mm2 = float(found.sum()) * pixel_mm**2
+    return tissue, tissue_fraction(tissue, thumbnail, grid), area_mm2
 
 
 def take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
