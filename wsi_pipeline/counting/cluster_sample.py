@@ -1,0 +1,141 @@
+"""A slide's share of positive patches from a random part of it, drawn in clusters.
+
+Clusters are squares of the grid, so that reading stays cheap. The share is the ratio estimator
+over clusters, its variance that of the linearised ratio with finite-population correction
+(Cochran 1977, chapters 6 and 11). The interval is Clopper and Pearson's at the effective sample
+size, corrected by Student's t for few clusters (Korn & Graubard 1998).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+AIMED_CLUSTERS = 40
+"""Clusters that a sample is divided into where the least side allows it."""
+FEWEST_CLUSTERS = 10
+"""The least side gives way before fewer clusters are drawn: a variance of few is a guess."""
+PRIOR_CLUSTERS = 1.0
+"""Clusters whose patches are all alike, added to those seen where the design effect is taken."""
+
+Bools = NDArray[np.bool_]
+Numbers = NDArray[np.intp]
+Floats = NDArray[np.float64]
+
+
+class ClusterSample(NamedTuple):
+    """Patches drawn in clusters: squares of the grid."""
+
+    side: int
+    """Patches along a cluster's side."""
+    clusters: int
+    """Clusters with patches, of the slide."""
+    drawn: Bools
+    """(n,) True for patches of drawn clusters."""
+    cluster: Numbers
+    """(n,) number of each patch's cluster, 0 to clusters - 1."""
+
+
+class ShareEstimate(NamedTuple):
+    """Share of positive patches of a slide with its interval, 0 to 1; None: nothing was read."""
+
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+def draw_clusters(
+    positions: NDArray[np.int32], patches: int, seed: int, least_side: int = 1
+) -> ClusterSample:
+    """Return about `patches` of the slide's patches, a fixed number of whole clusters.
+
+    `positions` is (n, 2), row and column of every patch with tissue, in any order. Clusters are
+    the squares (row // side, col // side), drawn without replacement.
+    """
+    count = len(positions)
+    side = _choose_side(positions, patches, least_side)
+    clusters, cluster = _number_clusters(positions, side)
+    wanted = clusters if patches >= count else _clusters_wanted(patches, count, clusters)
+    chosen = np.zeros(clusters, dtype=np.bool_)
+    chosen[np.random.default_rng(seed).permutation(clusters)[:wanted]] = True
+    return ClusterSample(side, clusters, chosen[cluster], cluster)
+
+
+def estimate_share(positive: Bools, known: Bools, cluster: Numbers, clusters: int) -> ShareEstimate:
+    """Return the share of positives among a slide's readable patches, with a 95 % interval.
+
+    `positive`, `known` and `cluster` are (m,), of the drawn patches: those not known could not be
+    read. `clusters` is the number of clusters of the whole slide.
+    """
+    if not known.any():
+        return ShareEstimate(None, None, None)
+    _, number = np.unique(cluster, return_inverse=True)
+    sizes = np.bincount(number, weights=known).astype(np.float64)
+    positives = np.bincount(number, weights=known & positive).astype(np.float64)
+    share = float(positives.sum() / sizes.sum())
+    if len(sizes) >= clusters:
+        return ShareEstimate(share, share, share)
+    effective = _effective_size(sizes, positives, len(sizes) / clusters)
+    low, high = _exact_interval(share, effective)
+    return ShareEstimate(share, min(low, share), max(high, share))
+
+
+def _number_clusters(positions: NDArray[np.int32], side: int) -> tuple[int, Numbers]:
+    """Return the number of clusters and (n,) each patch's, numbered by row, then column."""
+    if not len(positions):
+        return 0, np.zeros(0, dtype=np.intp)
+    row, col = (positions.astype(np.int64) // side).T
+    found, number = np.unique(row * (col.max() + 1) + col, return_inverse=True)
+    return len(found), number.astype(np.intp).ravel()
+
+
+def _clusters_wanted(patches: int, count: int, clusters: int) -> int:
+    return min(max(round(patches * clusters / count), 1), clusters)
+
+
+def _choose_side(positions: NDArray[np.int32], patches: int, least_side: int) -> int:
+    """Return the side that divides the sample into clusters enough, `least_side` if that does."""
+    count = len(positions)
+    side = max(least_side, int((patches / AIMED_CLUSTERS) ** 0.5), 1)
+    while side > 1 and patches < count:
+        clusters, _ = _number_clusters(positions, side)
+        if _clusters_wanted(patches, count, clusters) >= FEWEST_CLUSTERS:
+            break
+        side -= 1
+    return side
+
+
+def _effective_size(sizes: Floats, positives: Floats, fraction: float) -> float:
+    """Return the size of a simple random sample that would tell as much.
+
+    The design effect is drawn towards that of clusters whose patches are all alike: where few
+    clusters have positives, their own tells little of the variance, and without any nothing.
+    """
+    from scipy.stats import t as student_t
+
+    known, drawn = float(sizes.sum()), len(sizes)
+    share = positives.sum() / known
+    worst = float((sizes**2).sum() / known)
+    mixed = int(min(np.count_nonzero(positives), np.count_nonzero(sizes - positives)))
+    spread = share * (1 - share) * known
+    seen = 0.0
+    if spread > 0 and drawn > 1:
+        residual = positives - share * sizes
+        seen = float((residual**2).sum()) * drawn / (drawn - 1) / spread
+    else:
+        mixed = 0
+    effect = (mixed * seen + PRIOR_CLUSTERS * worst) / (mixed + PRIOR_CLUSTERS)
+    tail = (1 + LEVEL) / 2
+    wider = student_t.ppf(tail, max(drawn - 1, 1)) / student_t.ppf(tail, max(known - 1, 1))
+    return float(known / effect / (1 - fraction) / wider**2)
+
+
+def _exact_interval(share: float, size: float) -> tuple[float, float]:
+    """Return Clopper and Pearson's interval; size need not be whole."""
+    from scipy.stats import beta
+
+    tail, found = (1 - LEVEL) / 2, share * size
+    low = float(beta.ppf(tail, found, size - found + 1)) if share > 0 else 0.0
+    high = float(beta.ppf(1 - tail, found + 1, size - found)) if share < 1 else 1.0
+    return low, high
