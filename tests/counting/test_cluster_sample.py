@@ -296,6 +296,6 @@ def test_intervals_of_150_patches_hold_the_share_of_a_whole_real_slide(
     slide: str, least_side: int, results: Path
 ) -> None:
     predictions = open_result(results / slide)
-    positive = predictions.probability >= predictions.terms.count
+    positive = predictions.probability >= predictions.terms.on_grid.count
     held, _ = count_held(predictions.table.positions, positive, 150, least_side, draws=1000)
     assert held >= 0.93
