@@ -22,6 +22,7 @@ from wsi_pipeline.outputs.colormaps import CENTRED, colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region, list_polygons
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.tissue import describe_piece, describe_pieces
 from wsi_pipeline.slides.images import encode_jpeg
 from wsi_pipeline.store.files import write_file
 
@@ -114,6 +115,9 @@ def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str,
         "map": encode_map(result.heatmap),
         **describe_colours(result.plot_style.colormap),
         "regions": [describe_region(region) for region in order_regions(regions)],
+        "pieces": [
+            describe_piece(piece) for piece in describe_pieces(result.table, result.heatmap)
+        ],
     }
 
 
@@ -121,7 +125,10 @@ MAX_REGIONS = 500
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
-VIEW_SCRIPTS = ("colours.js", "map_layer.js", "view_marks.js", "view_input.js", "slide_view.js")
+VIEW_SCRIPTS = (
+    *("colours.js", "map_layer.js", "view_marks.js", "view_input.js", "slide_view.js"),
+    "pieces_layer.js",
+)
 """Shared with the viewer of `serve`, in the order in which a page needs them."""
 SCRIPTS = (*VIEW_SCRIPTS, "report.js")
 STYLE = "slide_view.css"

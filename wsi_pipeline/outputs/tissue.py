@@ -58,32 +58,59 @@ class TissuePiece:
         return None if self.outline.is_empty else self.outline.bounds
 
 
+@dataclass(frozen=True, slots=True)
+class Glass:
+    """The pieces of a slide before anything is counted; the last is the rest."""
+
+    owner: NDArray[np.intp]
+    """(patches,) number of the piece that each patch lies on; the last number is the rest."""
+    areas_mm2: NDArray[np.float64]
+    """(1 + pieces + 1,) of the tissue of each number; the first is what is no tissue."""
+    outlines: list[Any]
+    """Of each number from 1 on."""
+
+
 def describe_pieces(table: PatchTable, heatmap: Heatmap) -> tuple[TissuePiece, ...]:
     """Return the pieces of a slide by number, then the rest if there is any.
 
     Empty where the patches were chosen by no mask. Every patch belongs to exactly one of them.
     """
+    glass = outline_pieces(table)
+    return () if glass is None else count_pieces(glass, table, heatmap)
+
+
+def outline_pieces(table: PatchTable) -> Glass | None:
+    """Return where the pieces lie; None where the patches were chosen by no mask."""
     pieces = find_pieces(table)
     if pieces is None:
-        return ()
+        return None
     numbers = np.where(pieces.numbers == SPECK, pieces.count + 1, pieces.numbers)
-    owner = np.where(pieces.of_patches == REST, pieces.count + 1, pieces.of_patches)
-    size = pieces.count + 2
-    place = tuple(table.positions.T)
-    is_known, is_positive = ~np.isnan(heatmap.probability[place]), heatmap.positive[place]
     pixel_um = float(table.thumbnail.downsample) * table.slide.mpp
-    areas = np.bincount(numbers.ravel(), minlength=size) * (pixel_um / 1000) ** 2
-    counts = [np.bincount(owner[chosen], minlength=size) for chosen in (is_known, is_positive)]
-    patches, outlines = np.bincount(owner, minlength=size), _outline(pieces, numbers, table)
+    pixels = np.bincount(numbers.ravel(), minlength=pieces.count + 2).astype(np.float64)
+    return Glass(
+        owner=np.where(pieces.of_patches == REST, pieces.count + 1, pieces.of_patches),
+        areas_mm2=pixels * (pixel_um / 1000) ** 2,
+        outlines=_outline(pieces, numbers, table),
+    )
+
+
+def count_pieces(glass: Glass, table: PatchTable, heatmap: Heatmap) -> tuple[TissuePiece, ...]:
+    """Return the pieces with what was found on each at the threshold of the map."""
+    size, place = len(glass.areas_mm2), tuple(table.positions.T)
+    is_known, is_positive = ~np.isnan(heatmap.probability[place]), heatmap.positive[place]
+    patches, assessed, positives = (
+        np.bincount(owner, minlength=size)
+        for owner in (glass.owner, glass.owner[is_known], glass.owner[is_positive])
+    )
     found = [
         TissuePiece(
-            tissue_id=number if number <= pieces.count else REST,
-            area_mm2=float(areas[number]),
+            tissue_id=number if number < size - 1 else REST,
+            area_mm2=float(glass.areas_mm2[number]),
             patches=int(patches[number]),
-            assessed=int(counts[0][number]),
-            positives=int(counts[1][number]),
-            positive_mm2=float(counts[1][number] * table.grid.patch_area_mm2),
-            outline=outlines[number - 1],
+            assessed=int(assessed[number]),
+            positives=int(positives[number]),
+            positive_mm2=float(positives[number] * table.grid.patch_area_mm2),
+            outline=glass.outlines[number - 1],
         )
         for number in range(1, size)
     ]

@@ -258,10 +258,12 @@ def show_regions(
     responses=UNCHANGED,
     summary="Pieces of tissue, and what was found on each",
 )
-def show_pieces(services: Here, loaded: NamedResult, request: Request) -> Response:
+def show_pieces(
+    services: Here, loaded: NamedResult, request: Request, threshold: Threshold = None
+) -> Response:
     """List the pieces of tissue on the glass, what was found on each, and their outlines."""
     headers = tag_version(request, loaded.result.digest)
-    pieces = services.results.pieces(loaded.result)
+    pieces = services.results.pieces(loaded.result, threshold)
     return JsonAnswer({"pieces": [describe_piece(piece) for piece in pieces]}, headers=headers)
 
 

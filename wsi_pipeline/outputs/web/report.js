@@ -3,7 +3,7 @@
 
 const report = JSON.parse(document.getElementById("view").textContent);
 const reportColours = new Colours(report.colormaps, report.centred);
-const reportDisplay = { ...DEFAULT_DISPLAY, threshold: report.threshold, colormap: reportColours.choose("") };
+const reportDisplay = { ...DEFAULT_DISPLAY, threshold: report.threshold, colormap: reportColours.choose(""), showPieces: report.pieces.filter((piece) => piece.tissue_id).length > 1 };
 const reportMap = new MapLayer(new Float32Array(decodeBase64(report.map).buffer), report.grid, reportColours, report.summary);
 const reportPort = new Viewport();
 const reportImage = new Image();
@@ -16,6 +16,7 @@ const reportView = new SlideView(document.getElementById("canvas"), reportPort, 
   regions: report.regions,
   tissue: null,
   title: null,
+  layers: [new PiecesLayer(report.pieces)],
 });
 let reportRegion = -1;
 
@@ -77,6 +78,8 @@ bindSlider("opacity", "opacity");
 bindSlider("threshold", "threshold");
 bindCheck("show-map", "showMap");
 bindCheck("show-regions", "showRegions");
+byId("pieces-choice").hidden = !report.pieces.length;
+bindCheck("show-pieces", "showPieces");
 bindChoice("mode", "mode", MAP_MODES);
 bindChoice("colormap", "colormap", reportColours.names);
 byId("reset").addEventListener("click", () => {

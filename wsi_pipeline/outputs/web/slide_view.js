@@ -53,6 +53,7 @@ const DEFAULT_DISPLAY = {
   showMap: true,
   showRegions: true,
   showTissue: false,
+  showPieces: null, // told by the number of pieces
   showTruth: false,
   showCorrections: true,
   isBare: false, // nothing but the slide

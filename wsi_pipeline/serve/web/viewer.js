@@ -56,6 +56,7 @@ class Viewer {
     Object.assign(this.display, { threshold: this.resultOf(first)?.threshold ?? 0.5 }, state.display);
     this.corrections = new Corrections(this);
     this.truthPanel = new TruthPanel(this);
+    this.piecesPanel = new PiecesPanel(this);
     await this.showRuns(first, second);
     await nextFrame();
     this.setSmallest();
@@ -133,7 +134,7 @@ class Viewer {
     this.views.forEach((view, index) => {
       view.canvas.hidden = index === 1 && !second;
       const title = second ? this.resultOf(this.runs[index]).name : null;
-      const layers = [this.truthOf(index), this.corrections].filter(Boolean);
+      const layers = [this.piecesPanel.layers[index], this.truthOf(index), this.corrections].filter(Boolean);
       view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: masks[index], map: maps[index], regions: [], title, layers };
     });
     const { x, y, scale } = this.viewport;
@@ -159,9 +160,11 @@ class Viewer {
   async loadRegions() {
     const asked = ++this.regionsAsked;
     const { threshold } = this.display;
+    const pieces = this.piecesPanel.load();
     const found = await Promise.all(
       this.runs.map((run) => (run ? getJson(`${api}/regions?run=${encodeURIComponent(run)}&threshold=${threshold}`) : { regions: [], found: 0 })),
     );
+    await pieces;
     if (asked !== this.regionsAsked) return; // the slider went on meanwhile
     this.views.forEach((view, index) => view.scene && (view.scene.regions = found[index].regions));
     this.regionsFound = found[0].found;
@@ -199,6 +202,7 @@ class Viewer {
     this.redraw();
     this.panel?.showCounts();
     this.truthPanel.refresh();
+    this.piecesPanel.refresh();
     this.keepAddress();
   }
 

@@ -18,7 +18,7 @@ class Panel {
     this._bindButtons();
     this._bindRuns();
     for (const view of viewer.views) {
-      view.onHover = (x, y) => (byId("place").textContent = viewer.tool?.words ?? (describePlace(viewer.body.slide, view.scene?.map, x, y) || HINT));
+      view.onHover = (x, y) => (byId("place").textContent = viewer.tool?.words ?? (viewer.piecesPanel.describeAt(view, x, y) + describePlace(viewer.body.slide, view.scene?.map, x, y) || HINT));
       view.onPick = (x, y) => {
         const cell = view.scene?.map?.cellAt(x, y);
         if (cell) viewer.select(cell);
