@@ -2,6 +2,7 @@
 
 import difflib
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -124,20 +125,25 @@ def _read(path: Path, parameters: Iterable[plain_click.Parameter]) -> dict[str, 
         text = read_bounded(path.resolve(), MAX_BYTES).decode("utf-8-sig")
         # Words stay as they are typed: a patient called 012 is not the number ten.
         settings = yaml.load(text, Loader=yaml.BaseLoader)
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise click.BadParameter(f"{path}: cannot be read as YAML ({reason})") from error
     if not isinstance(settings or {}, dict):
         raise click.BadParameter(f"{path}: must hold lines such as 'out: results'")
-    known = {name: each for each in parameters for name in _names(each)}
+    settable = (each for each in parameters if each.name not in (CONFIG, PRINT_CONFIG, "help"))
+    known = {name: each for each in settable for name in _names(each)}
+    written = Counter(key.value for key, _ in root.value) if settings else Counter()
     found: dict[str, Any] = {}
     for key, value in (settings or {}).items():
         parameter = known.get(str(key).replace("_", "-"))
-        if parameter is None or parameter.name in (CONFIG, PRINT_CONFIG, "help"):
+        if parameter is None:
             near = difflib.get_close_matches(str(key), known, 1)
             remedy = f"did you mean {near[0]}?" if near else "--print-config lists what there is"
             raise click.BadParameter(f"{path}: there is no setting {str(key)[:80]!r}; {remedy}")
         if value not in UNSET:
+            if parameter.name in found or written[key] > 1:
+                raise click.BadParameter(f"{path}: {_names(parameter)[0]} is set twice")
             found[parameter.name or ""] = _check(f"{path}: {key}", value, parameter)
     return found
 

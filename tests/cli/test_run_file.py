@@ -67,7 +67,9 @@ def test_a_preset_is_printed_as_a_file() -> None:
     [
         ("patchsize: 64", "there is no setting 'patchsize'; did you mean patch-size?"),
         ("xyzzy: 1", "there is no setting 'xyzzy'; --print-config lists what there is"),
-        ("config: run.yaml", "there is no setting 'config'"),
+        ("config: run.yaml", "there is no setting 'config'; did you mean slurm-config?"),
+        ("stride: 5\nstride: 50", "stride is set twice"),
+        ("patch_size: 5\npatch-size: 50", "patch-size is set twice"),
         ("patch-size: [1, 2]", "patch-size: must be one word, not a list"),
         ("patch-size: {a: 1}", "patch-size: must be one word"),
         ("drop: [[pen]]", "drop: must be a list of words"),
