@@ -133,7 +133,8 @@ def _read(path: Path, parameters: Iterable[plain_click.Parameter]) -> dict[str, 
         raise click.BadParameter(f"{path}: must hold lines such as 'out: results'")
     settable = (each for each in parameters if each.name not in (CONFIG, PRINT_CONFIG, "help"))
     known = {name: each for each in settable for name in _names(each)}
-    written = Counter(key.value for key, _ in root.value) if settings else Counter()
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    written = Counter(key.value for key, _ in pairs)
     found: dict[str, Any] = {}
     for key, value in (settings or {}).items():
         parameter = known.get(str(key).replace("_", "-"))

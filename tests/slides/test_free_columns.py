@@ -36,6 +36,9 @@ def test_a_further_column_is_kept_with_its_slide_and_an_empty_value_is_none(
         ("splits", "split"),
         ("lables", "labels"),
         ("MPP", "mpp"),
+        ("masks", "mask"),
+        ("mask_path", "mask"),
+        ("label file", "labels"),
     ],
 )
 def test_a_name_that_is_nearly_ours_is_refused_with_ours(
@@ -94,3 +97,9 @@ def test_a_column_that_tells_who_a_patient_is_is_warned_of_without_its_values(
     (record,) = caplog.records
     assert "sheet.csv: date_of_birth: tells who a patient is" in record.getMessage()
     assert not {"1950-02-03", "north"} & set(record.getMessage().split())
+
+
+def test_a_mask_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ConfigError, match="line 2: mask: masks is a folder; name the file in it"):
+        read(tmp_path, "wsi,mask\na.tif,masks\n")

@@ -28,7 +28,11 @@ from wsi_pipeline.slides.found_slide import FoundSlide, locate_files, name_slide
 from wsi_pipeline.slides.free_columns import find_free, take_free
 
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "mask", "split", "label")
-SYNONYMS = {"patient": "patient_id", "patients": "patient_id"}
+SYNONYMS = {
+    **dict.fromkeys(("patient", "patients"), "patient_id"),
+    **dict.fromkeys(("masks", "maskfile", "maskpath", "tissuemask"), "mask"),
+    **dict.fromkeys(("labelfile", "labelpath", "labelsfile", "labelspath"), "labels"),
+}
 """Other names of columns, which are refused."""
 SEPARATORS = (",", ";", "\t")
 """Of columns; the first that occurs in the header counts."""
@@ -184,6 +188,8 @@ def _find_file(path: Path, at: str, line: dict[str, str], column: str) -> Path |
     found = find_named(path.parent, text)
     if not (found.exists() or found.is_symlink()):  # a link that leads nowhere fails its own slide
         raise ConfigError(f"{at}: {column}: {text}: no such file; paths are relative to the sheet")
+    if column != "wsi" and found.is_dir():
+        raise ConfigError(f"{at}: {column}: {text} is a folder; name the file in it")
     return found
 
 
