@@ -34,8 +34,9 @@ from wsi_pipeline.core.choices import OUTPUT_GROUPS, PREDICTIONS
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.outputs import WRITERS, View
-from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
+from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.summarise import summarise
 from wsi_pipeline.stages.aggregate import choose_samples, publish
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import Predictions, prepare_predictions, write_prediction_block

@@ -102,8 +102,9 @@ def replace_probabilities(
     """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit
     rule; NaN leaves a cell out.
     """
-    from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap, summarise
+    from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap
     from wsi_pipeline.outputs.result import SlideResult
+    from wsi_pipeline.outputs.summarise import summarise
     from wsi_pipeline.outputs.summary_json import write_summary
     from wsi_pipeline.store.predictions import Predictions, open_result
     from wsi_pipeline.store.predictions import write_probabilities as write_shown

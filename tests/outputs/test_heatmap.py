@@ -23,13 +23,11 @@ from wsi_pipeline.outputs.heatmap import (
     Aggregation,
     Heatmap,
     build_heatmap,
-    describe_summary,
-    find_hot_spot,
     find_positive,
     number_groups,
     place_on_grid,
-    summarise,
 )
+from wsi_pipeline.outputs.summarise import describe_summary, find_hot_spot, summarise
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import Predictions, prepare_predictions
 

@@ -328,6 +328,11 @@ class OutputOptions:
 class InferOptions(ExternalModelOptions, OutputOptions, CutOptions, DeviceOptions, RunOptions):
     """Options of `wsi infer`."""
 
+    sample: int | None = option(None, INPUT,
+        "Estimate the share of positive patches by so many of each slide, drawn in squares over"
+        " its tissue, with an interval; the same line without it goes on to the whole slide.",
+        low=1, metavar="N")
+    seed: int = option(0, INPUT, "Of --sample.", low=0, high=2**31 - 1, metavar="N")
     keep_patches: Path | None = option(
         None, OUTPUT, "Also write the slides' patch stores there, or read them where they are.",
         metavar="DIR", path="made")
@@ -349,6 +354,11 @@ class InferOptions(ExternalModelOptions, OutputOptions, CutOptions, DeviceOption
             raise ConfigError(
                 f"--compile is --engine torch-compile, and --engine {self.engine} is another; give"
                 " one of them"
+            )
+        if self.sample is not None and self.keep_patches is not None:
+            raise ConfigError(
+                "--sample reads a part of the slides, and --keep-patches stores all; give one of"
+                " them"
             )
 
 

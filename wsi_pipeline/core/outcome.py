@@ -89,20 +89,28 @@ class SlideSummary:
     state: SlideState = _metric(
         "ok; zero: no tissue; damaged: some patches unreadable; failed: all of them", strict=False
     )
-    patches: int = _metric("Patches with tissue, readable or not", ge=0)
+    patches: int = _metric(
+        "Patches that were looked at, readable or not: those with tissue, or the drawn of an"
+        " estimate",
+        ge=0,
+    )
+    slide_patches: int | None = _metric(
+        "Patches of the whole slide, where this is an estimate of a sample; null: it is none", gt=0
+    )
     unreadable: int = _metric("Patches that could not be decoded; never counted as negative", ge=0)
     positives: int = _metric("Patches at or above the threshold, in regions that count", ge=0)
     positives_estimate: float | None = _metric(
-        "Estimated number of positive patches: of a review, else the counted one; null where"
-        " nothing was assessed",
+        "Estimated number of positive patches of the whole slide: of a review or a sample, else the"
+        " counted one; null where nothing was assessed",
         ge=0,
     )
     positives_low: float | None = _metric("Lower end of its 95 % interval; null: none", ge=0)
     positives_high: float | None = _metric("Upper end of its 95 % interval; null: none", ge=0)
     interval_source: str = _metric(
         "review: a person's answers; sample: the same, drawn without a model; site: reviewed slides"
-        " of this folder; validation: the model's validation patients; none",
-        pattern="^(review|sample|site|validation|none)$",
+        " of this folder; validation: the model's validation patients; estimate: a sample of the"
+        " slide's patches, which says nothing of the model's errors; none",
+        pattern="^(review|sample|site|validation|estimate|none)$",
     )
     positive_fraction: float | None = _metric("Of the assessed patches", **SHARE)
     assessed_mm2: float = _metric("Area of the assessed patches in mm²", ge=0)
@@ -110,9 +118,13 @@ class SlideSummary:
     mean_probability: float | None = _metric("Of the assessed patches", **SHARE)
     p95_probability: float | None = _metric("95th percentile of the assessed patches", **SHARE)
     max_probability: float | None = _metric("Of the assessed patches", **SHARE)
-    positive_regions: int = _metric("Groups of positive patches that touch, even at corners", ge=0)
+    positive_regions: int | None = _metric(
+        "Groups of positive patches that touch, even at corners; null: an estimate", ge=0
+    )
     mean_positive_region_mm2: float | None = _metric("Mean area; null where there is none", ge=0)
-    largest_positive_region_mm2: float = _metric("Largest area; 0 where there is none", ge=0)
+    largest_positive_region_mm2: float | None = _metric(
+        "Largest area; 0 where there is none; null: an estimate", ge=0
+    )
     hot_spot_positive_mm2: float | None = _metric(
         "Positive area in the densest window of 1 mm² (in whole patches); null where nothing is"
         " positive",
@@ -203,6 +215,12 @@ def describe_interval(summary: SlideSummary) -> str:
     if low is None or high is None or estimate is None:
         return "no interval"
     source = summary.interval_source
+    if summary.slide_patches is not None:
+        return (
+            f"estimate by {summary.patches:,} of {summary.slide_patches:,} patches: about"
+            f" {estimate:,.0f} of the whole slide, 95 % interval {low:,.0f} to {high:,.0f}"
+            f" ({low / summary.slide_patches:.1%} to {high / summary.slide_patches:.1%})"
+        )
     about = f"about {estimate:.0f}, " if source in ("review", "sample") else ""
     return f"{about}95 % interval {low:.0f} to {high:.0f} {SOURCES[source]}"
 

@@ -1,7 +1,7 @@
 """Slides and their patches as data, and where patches come from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.buffers import PixelBuffers
-from wsi_pipeline.core.choices import AREAS, MASK_SUFFIX, QUALITY_FLAGS
+from wsi_pipeline.core.choices import AREAS, QUALITY_FLAGS, ROLES
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
     MIN_MPP,
@@ -101,10 +101,6 @@ class SlideInfo:
         return slide
 
 
-LEAST_SEEN = 0.01
-"""Share of the picture from which on a slide without patches names what is there instead."""
-
-
 class PatchBlock(NamedTuple):
     """The pixels of consecutive patches, and which of them could be read."""
 
@@ -148,6 +144,10 @@ class PatchQuality(NamedTuple):
     flags: NDArray[np.uint8]
     """(n,) the sum of a patch's `QUALITY_FLAGS`."""
 
+    def take(self, index: NDArray[np.intp]) -> Self:
+        """Return that of these patches, in this order."""
+        return self._replace(**{name: values[index] for name, values in self._asdict().items()})
+
 
 class Thumbnail(NamedTuple):
     """A small image of the whole slide, kept so that the slide need not be read again to draw."""
@@ -157,6 +157,24 @@ class Thumbnail(NamedTuple):
     downsample: Fraction
     """Level-0 pixels per thumbnail pixel."""
     origin_xy_l0: tuple[int, int]
+
+
+class SampleDesign(NamedTuple):
+    """Design of a sample of a slide's patches: whole squares of the grid, drawn at random."""
+
+    patches: int
+    """As many were asked for."""
+    seed: int
+    side: int
+    """Patches along a square's side."""
+    clusters: int
+    """Squares of the whole slide that hold patches."""
+    slide_patches: int
+    """Patches of the whole slide."""
+    reach: int
+    """As far as this, in patches, every neighbour of a drawn patch was predicted, too."""
+    compared: tuple[int, ...] = ()
+    """Numbers of positions whose patches are compared with training patches for the whole slide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +215,36 @@ class PatchTable:
     """
     mask_name: str | None = None
     """Name of the user's mask, outside of which nothing was looked at; None: no mask was given."""
+    role: NDArray[np.uint8] | None = None
+    """(n,) index into `ROLES`; None: all are of the tissue or the mask."""
+    sample: SampleDesign | None = None
+    """Of an estimate; None: all patches were chosen."""
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """(n,) of the patches' positions on the grid, in raster order."""
+        row, col = self.positions.T.astype(np.int64)
+        return np.asarray(row * self.grid.cols + col)
+
+    @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """(n,) False for patches that are only the context of others."""
+        if self.role is None:
+            return np.ones(self.patches, dtype=np.bool_)
+        return np.not_equal(self.role, ROLES.index("context"))
+
+    def take(self, index: NDArray[np.intp]) -> Self:
+        """Return the table of these patches, in this order; its blocks are as long as before."""
+        return replace(
+            self,
+            positions=np.ascontiguousarray(self.positions[index]),
+            labels=self.labels[index],
+            label_fraction=self.label_fraction[index],
+            tissue_fraction=self.tissue_fraction[index],
+            quality=self.quality and self.quality.take(index),
+            tissue_id=None if self.tissue_id is None else self.tissue_id[index],
+            role=None if self.role is None else self.role[index],
+        )
 
     @property
     def patches(self) -> int:
@@ -232,6 +280,8 @@ class PatchTable:
         columns = {"columns": dict(self.columns)} if self.columns else {}
         pieces = {} if self.tissue_id is None else {"has_tissue_id": True}
         mask = {} if self.mask_name is None else {"mask": self.mask_name}
+        roles = {} if self.role is None else {"has_role": True}
+        sample = {} if self.sample is None else {"sample": self.sample._asdict()}
         own = {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
@@ -243,7 +293,7 @@ class PatchTable:
             "has_tissue": self.tissue is not None,
             "has_areas": self.areas is not None,
         }
-        return columns | pieces | mask | own
+        return columns | pieces | mask | roles | sample | own
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by their names on disk.
@@ -270,6 +320,8 @@ class PatchTable:
             arrays["areas"] = self.areas
         if self.tissue_id is not None:
             arrays["tissue_id"] = self.tissue_id
+        if self.role is not None:
+            arrays["role"] = self.role
         return arrays if self.quality is None else arrays | self.quality._asdict()
 
     @classmethod
@@ -308,28 +360,35 @@ class PatchTable:
             columns=columns,
             tissue_id=arrays["tissue_id"] if value.get("has_tissue_id") else None,
             mask_name=mask_name,
+            role=arrays["role"] if value.get("has_role") else None,
+            sample=_read_design(value.get("sample")),
         )
 
 
-def describe_doubts(table: PatchTable) -> str:
-    """Return what casts doubt on a slide's tissue, to be added to its line; "" where nothing does.
-
-    That is a dark background, or, of a slide without patches, what else its picture holds.
-    """
-    shares = table.share_areas()
-    if shares.get("dark"):
-        return ", dark background (fluorescence?): no H&E can be read from it"
-    seen = {name: shares.get(name, 0.0) for name in ("uncertain", "pen", "border", "fill")}
-    parts = [f"{share:.0%} {name}" for name, share in seen.items() if share >= LEAST_SEEN]
-    if table.patches or not parts:
-        return ""
-    return f" (the picture is {', '.join(parts)}; see its {MASK_SUFFIX[1:]})"
+def _read_design(value: Any) -> SampleDesign | None:
+    """Return the design of a sample from JSON. Raises one of `DAMAGES`."""
+    if value is None:
+        return None
+    *names, last = SampleDesign._fields
+    numbers = read_integers([value[name] for name in names], len(names))
+    shared = read_integers(value[last], len(value[last]))
+    design = SampleDesign(*numbers)._replace(compared=shared)
+    if min(numbers) < 0 or not (design.side and design.clusters and design.slide_patches):
+        raise ValueError("the design of its sample is none")
+    return design
 
 
 class PatchSource(Protocol):
     """Patches of one slide in a fixed order, read block by block: a store, or the slide itself."""
 
     def read_block(self, block: int) -> PatchBlock: ...
+
+
+@runtime_checkable
+class PartSource(PatchSource, Protocol):
+    """A source that can also read some patches of a block."""
+
+    def read_some(self, block: int, index: NDArray[np.intp]) -> PatchBlock: ...
 
 
 @runtime_checkable

@@ -4,6 +4,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+TRUNCATE = 4.0
+"""Standard deviations at which the Gaussian ends."""
+
+
+def find_reach(sigma_patches: float) -> int:
+    """Return how many patches away a neighbour still weighs in a patch's context, along an axis."""
+    return int(TRUNCATE * sigma_patches + 0.5)
+
+
+def add_context(drawn: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """Return positions (rows, cols) of which, or within `reach` of which, any is drawn."""
+    from scipy.ndimage import maximum_filter
+
+    widened: NDArray[np.bool_] = maximum_filter(drawn, 2 * reach + 1, mode="constant")
+    return widened
 
 
 def average_context(logits: Floats, sigma_patches: float) -> Floats:
@@ -17,8 +32,9 @@ def average_context(logits: Floats, sigma_patches: float) -> Floats:
         return logits
     known = ~np.isnan(logits)
     values = np.where(known, logits, 0).astype(np.float64)
-    total = gaussian_filter(values, sigma_patches, mode="constant")
-    weight = gaussian_filter(known.astype(np.float64), sigma_patches, mode="constant")
+    shape = {"sigma": sigma_patches, "mode": "constant", "truncate": TRUNCATE}
+    total = gaussian_filter(values, **shape)
+    weight = gaussian_filter(known.astype(np.float64), **shape)
     mean: NDArray[np.float64] = np.divide(
         total, weight, out=np.full(logits.shape, np.nan), where=known
     )

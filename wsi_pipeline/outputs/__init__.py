@@ -13,6 +13,7 @@ from wsi_pipeline.counting.site import SiteCalibration
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.result import PlotStyle, SlideResult, Writer
 from wsi_pipeline.store.commit import VIEW
+from wsi_pipeline.store.predictions import is_estimate
 
 
 def _later(module: str, function: str) -> Writer:
@@ -48,6 +49,10 @@ ALWAYS = "summary"
 """Without it a slide's folder does not count."""
 
 
+OF_ESTIMATES = frozenset({ALWAYS, "heatmap", "overlay", "report", "parquet"})
+"""Formats that say that they are an estimate, where they are one."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """Everything that decides a slide's outputs, given its predictions."""
@@ -78,6 +83,12 @@ class View:
         except (WsiError, *DAMAGES):
             return self
         return replace(self, aggregation=replace(kept, site=self.aggregation.site))
+
+    def fit(self, recipe: Mapping[str, Any]) -> "View":
+        """Return the view of a product: an estimate has no formats that need the whole slide."""
+        if not is_estimate(recipe):
+            return self
+        return replace(self, formats=tuple(name for name in self.formats if name in OF_ESTIMATES))
 
     def at_site(self, site: SiteCalibration | None) -> "View":
         """Return the view with a site's calibration, or without one."""

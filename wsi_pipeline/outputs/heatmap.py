@@ -18,25 +18,13 @@ from wsi_pipeline.core.calibration import (
 )
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.core.outcome import (
-    NEAR,
-    SlideState,
-    SlideSummary,
-    describe_interval,
-    describe_unlike,
-    find_unlike,
-    state_of,
-)
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.counting.context import average_context
-from wsi_pipeline.counting.interval import conformal_radius, predict_error, spread_share
+from wsi_pipeline.counting.context import average_context, find_reach
+from wsi_pipeline.counting.interval import conformal_radius, predict_error
 from wsi_pipeline.counting.site import SiteCalibration
 from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions
-
-HOT_SPOT_MM = 1.0
-"""Side of the window of a hot spot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +136,14 @@ def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray
 def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = None) -> Heatmap:
     """Return the map of a slide's predictions, on the model's own terms unless others are given.
 
-    Raises ConfigError for a prevalence where the model does not say that of its validation.
+    Raises ConfigError for a prevalence where the model does not say that of its validation, and for
+    what an estimate cannot know.
     """
     rules, table = aggregation or Aggregation(), predictions.table
     if rules.context_um == predictions.terms.on_grid.context_um:
         rules = replace(rules, context_um=None)
     terms = predictions.terms.choose(rules.context_um)
+    _check_estimate(predictions, rules, terms.context_um)
     site = _find_site(predictions, rules)
     calibration = terms.calibration if site is None else site.calibration
     calibration = _shift(predictions, calibration, rules.prevalence)
@@ -163,6 +153,7 @@ def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = No
         stride_um = table.grid.spec.stride_px * table.grid.spec.mpp
         logits = place_on_grid(table, predictions.logit)
         probability = calibration.apply(average_context(logits, terms.context_um / stride_um))
+    probability[tuple(table.positions[~table.is_counted].T)] = np.nan
     at = rules.threshold
     return Heatmap(
         grid=table.grid,
@@ -176,6 +167,21 @@ def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = No
         prevalence=rules.prevalence,
         count_error=find_count_error(predictions.terms, site) if rules.is_plain else None,
     )
+
+
+def _check_estimate(predictions: Predictions, rules: Aggregation, context_um: float) -> None:
+    """Raise ConfigError for regions of an estimate, or for a context beyond what it computed."""
+    table = predictions.table
+    if table.sample is None:
+        return
+    sigma = context_um / (table.grid.spec.stride_px * table.grid.spec.mpp)
+    if rules.min_region_mm2:
+        what, remedy = "of which no region is known", "leave --min-region-mm2 out"
+    elif find_reach(sigma) > table.sample.reach:
+        what, remedy = f"which has no context of {context_um:g} µm", "leave --context out"
+    else:
+        return
+    raise ConfigError(f"{predictions.path}: is an estimate of a sample, {what}; {remedy}")
 
 
 def _find_site(predictions: Predictions, rules: Aggregation) -> SiteCalibration | None:
@@ -229,126 +235,9 @@ def is_large(patches: NDArray[Any], min_patches: float) -> NDArray[np.bool_]:
     return large
 
 
-def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
-    """Return the summary of one slide's map."""
-    table = predictions.table
-    known = heatmap.probability[~np.isnan(heatmap.probability)].astype(np.float64)
-    unreadable = int(np.count_nonzero(np.isnan(predictions.logit)))
-    positive, above = heatmap.positive, find_positive(heatmap.probability, heatmap.threshold)
-    positives, positions = int(np.count_nonzero(positive)), heatmap.probability.size
-    return SlideSummary(
-        **_describe_table(table),
-        state=state_of(table.patches, unreadable),
-        unreadable=unreadable,
-        positives=positives,
-        **_estimate_positives(positives, len(known), heatmap.count_error),
-        positive_fraction=positives / len(known) if len(known) else None,
-        assessed_mm2=round_area(len(known) * table.grid.patch_area_mm2),
-        positive_mm2=round_area(positives * table.grid.patch_area_mm2),
-        unreadable_fraction=unreadable / table.patches if table.patches else None,
-        unassessed_fraction=1 - len(known) / positions if positions else None,
-        positives_left_out=int(np.count_nonzero(above)) - positives,
-        near_threshold=int(np.count_nonzero(np.abs(known - heatmap.threshold) <= NEAR)),
-        threshold=heatmap.threshold,
-        threshold_source=heatmap.threshold_source,
-        context_um=heatmap.context_um,
-        prevalence=heatmap.prevalence,
-        min_region_mm2=heatmap.min_region_mm2,
-        positive_class=heatmap.positive_class,
-        model_digest=predictions.model_digest,
-        colour_distance=predictions.distance.colour,
-        colour_limit=predictions.limits.colour,
-        feature_distance=predictions.distance.features,
-        feature_limit=predictions.limits.features,
-        unlike_training=find_unlike(predictions.distance, predictions.limits),
-        mean_probability=float(known.mean()) if len(known) else None,
-        p95_probability=float(np.percentile(known, 95)) if len(known) else None,
-        max_probability=float(known.max()) if len(known) else None,
-        **_describe_regions(positive, table.grid),
-    )
-
-
-def _describe_table(table: PatchTable) -> dict[str, Any]:
-    """Return the facts of a slide and its patches that no model decides."""
-    slide, spec = table.slide, table.grid.spec
-    return {
-        "slide_id": slide.slide_id,
-        "patient_id": table.patient_id,
-        "columns": dict(table.columns),
-        "patches": table.patches,
-        "mpp": spec.mpp,
-        "patch_um": spec.field_um,
-        "slide_mpp": slide.mpp,
-        "slide_mpp_source": slide.mpp_source,
-        "colour_profile": slide.colour_profile,
-        "reader_note": slide.reader_note,
-        "mask": table.mask_name,
-    }
-
-
 def round_area(area_mm2: float) -> float:
     """Return an area in mm² to a thousandth of a µm²: what follows is noise of the arithmetic."""
     return round(float(area_mm2), 9)
-
-
-def _estimate_positives(positives: int, assessed: int, error: CountError | None) -> dict[str, Any]:
-    """Return the counted number as the estimate, with the interval that its error gives."""
-    low = high = None
-    if assessed and error is not None:
-        ends = spread_share(positives / assessed, error.radius, error.center)
-        low, high = (end * assessed for end in ends)
-    return {
-        "positives_estimate": float(positives) if assessed else None,
-        "positives_low": low,
-        "positives_high": high,
-        "interval_source": "none" if low is None or error is None else error.source,
-    }
-
-
-def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]:
-    sizes, area_mm2 = (
-        np.bincount(number_groups(positive, corners=True).ravel())[1:],
-        grid.patch_area_mm2,
-    )
-    spot = find_hot_spot(positive, grid)
-    return {
-        "positive_regions": len(sizes),
-        "mean_positive_region_mm2": round_area(sizes.mean() * area_mm2) if len(sizes) else None,
-        "largest_positive_region_mm2": round_area(sizes.max(initial=0) * area_mm2),
-        "hot_spot_positive_mm2": spot and round_area(spot.positives * area_mm2),
-        "hot_spot_x_l0": spot and spot.x_l0,
-        "hot_spot_y_l0": spot and spot.y_l0,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class HotSpot:
-    """The window of 1 mm² with the most positive patches."""
-
-    positives: int
-    x_l0: float
-    """Its centre, in level-0 pixels."""
-    y_l0: float
-
-
-def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
-    """Return the densest square of 1 mm², in whole patches; None where nothing is positive.
-
-    Of equal squares, the first in raster order.
-    """
-    if not positive.any():
-        return None
-    side = max(1, round(HOT_SPOT_MM * 1000 / (grid.spec.stride_px * grid.spec.mpp)))
-    rows, cols = (min(side, extent) for extent in positive.shape)
-    integral = np.pad(positive.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
-    tall = integral[rows:] - integral[:-rows]
-    counts = tall[:, cols:] - tall[:, :-cols]
-    row, col = (int(index) for index in np.unravel_index(int(counts.argmax()), counts.shape))
-    x0, y0 = grid.origin_xy_l0
-    step = grid.spec.stride_px * float(grid.downsample)
-    inset = (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample)
-    x, y = x0 + inset + (col + cols / 2) * step, y0 + inset + (row + rows / 2) * step
-    return HotSpot(int(counts[row, col]), x, y)
 
 
 def number_groups(mask: NDArray[Any], corners: bool) -> NDArray[Any]:
@@ -360,19 +249,3 @@ def number_groups(mask: NDArray[Any], corners: bool) -> NDArray[Any]:
 
     groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)
     return groups
-
-
-def describe_summary(summary: SlideSummary) -> str:
-    """Return one line of a slide's summary."""
-    if summary.state is SlideState.ZERO:
-        return "no tissue, no patches"
-    share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"
-    unreadable = f", {summary.unreadable} unreadable" if summary.unreadable else ""
-    interval = "" if summary.positives_low is None else f", {describe_interval(summary)}"
-    unlike, mask = describe_unlike(summary), summary.mask
-    inside = "" if mask is None else f"; only inside {mask} was assessed"
-    return (
-        f"{summary.patches} patches, {summary.positives} {summary.positive_class}{share}{interval},"
-        f" {summary.positive_mm2:.2f} of {summary.assessed_mm2:.2f} mm²{unreadable}"
-        f"{inside}{unlike and f'; {unlike}'}"
-    )

@@ -28,7 +28,8 @@ class PatientSummary:
     positives_high: float | None
     interval_source: str
     """As of the slides; several with `and`."""
-    largest_positive_region_mm2: float
+    largest_positive_region_mm2: float | None
+    """None where all its slides are estimates, which know no regions."""
     largest_region_slide: str | None
     """The slide with that region; None where nothing is positive."""
 
@@ -47,7 +48,12 @@ def _summarise(patient_id: str, slides: Sequence[SlideSummary]) -> PatientSummar
     interval = add_intervals((slide.positives_low, slide.positives_high) for slide in slides)
     estimates = [each.positives_estimate for each in slides if each.positives_estimate is not None]
     sources = dict.fromkeys(slide.interval_source for slide in slides)
-    largest = max(slides, key=lambda slide: slide.largest_positive_region_mm2)
+    regions = [
+        (slide.largest_positive_region_mm2, slide.slide_id)
+        for slide in slides
+        if slide.largest_positive_region_mm2 is not None
+    ]
+    area_mm2, slide_id = max(regions, key=lambda region: region[0], default=(None, None))
     return PatientSummary(
         patient_id=patient_id,
         slides=len(slides),
@@ -61,8 +67,8 @@ def _summarise(patient_id: str, slides: Sequence[SlideSummary]) -> PatientSummar
         positives_low=interval and interval[0],
         positives_high=interval and interval[1],
         interval_source=" and ".join(sources) if interval else "none",
-        largest_positive_region_mm2=largest.largest_positive_region_mm2,
-        largest_region_slide=largest.slide_id if largest.largest_positive_region_mm2 else None,
+        largest_positive_region_mm2=area_mm2,
+        largest_region_slide=slide_id if area_mm2 else None,
     )
 
 

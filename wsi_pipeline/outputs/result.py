@@ -74,8 +74,10 @@ class SlideResult:
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
-        """The patches in raster order (n,), so that tables do not depend on the order of blocks."""
-        return np.lexsort((self.table.positions[:, 1], self.table.positions[:, 0]))
+        """The patches that count in raster order (n,): tables do not depend on the blocks'."""
+        order = np.lexsort((self.table.positions[:, 1], self.table.positions[:, 0]))
+        counted: NDArray[np.intp] = order[self.table.is_counted[order]]
+        return counted
 
     @cached_property
     def positions(self) -> NDArray[np.int32]:

@@ -31,6 +31,8 @@ ADDED = (
     "unlike_training",
 )
 """Fields that summaries of earlier versions lack."""
+LATER = ("colour_profile", "reader_note", "near_threshold", "mask", "slide_patches")
+"""Others that may be lacking each by itself."""
 
 
 def write_summary(result: SlideResult, folder: Path) -> None:
@@ -89,7 +91,7 @@ def _update(value: Any) -> Any:
         return value
     if "unlike_training" not in value:
         value = value | dict.fromkeys(ADDED)
-    value = dict.fromkeys(("colour_profile", "reader_note", "near_threshold", "mask")) | value
+    value = dict.fromkeys(LATER) | value
     value = {"columns": {}} | value
     if "smooth_um" not in value:
         return value

@@ -176,7 +176,7 @@ class Batch:
 
     def block_done(self, job: int, report: BlockReport) -> None:
         """Take a block that is on disk."""
-        self.patches_predicted += report.patches if report.is_predicted else 0
+        self.patches_predicted += report.predicted
         self.slide_times[job].add(report)
         self.pace.add_block(
             report.patches, report.seconds_read, report.seconds_compute, report.seconds_write

@@ -48,6 +48,7 @@ from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.stages.infer import InferJob
+from wsi_pipeline.stages.part import Sampling
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
@@ -74,11 +75,14 @@ def infer_slides(
     options: InferOptions | None = None,
     listener: Listener | None = None,
     open_pool: Callable[[Workers], AbstractContextManager[WorkerPool]] = open_workers,
+    *,
+    extends: bool = False,
 ) -> RunAccount:
     """Run a model over slides or patch stores; write each one's results and the tables.
 
     Labels of stores are copied to their results, for `wsi evaluate`. `open_pool` starts the
-    workers, where any work is left for them.
+    workers, where any work is left for them. `extends`: areas that are drawn on the slides are
+    added to their results as they are; without results they are all that is assessed.
     """
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
@@ -86,7 +90,8 @@ def infer_slides(
     slides, suffix = take_share(scale_by_table(slides, options), options.shard)
     tiling = read_tiling(options, facts)
     workers = choose_workers(options, options.device)
-    jobs = make_jobs(slides, choose_unsettled(facts, model, options), tiling, results, options)
+    unsettled = choose_unsettled(facts, model, options)
+    jobs = make_jobs(slides, unsettled, tiling, results, options, extends)
     done = find_done(jobs, here=not workers.processes)
     choice: ModelChoice | None = None
     with ExitStack() as log:
@@ -95,7 +100,7 @@ def infer_slides(
             if len(done) < len(jobs):
                 pool = work.enter_context(open_pool(workers))
                 choice = choose_engine(model, options, listener, workers, pool)
-                jobs = make_jobs(slides, choice, tiling, results, options)
+                jobs = make_jobs(slides, choice, tiling, results, options, extends)
             make_folder(results)
             parameters = _list_parameters(choice, tiling, options, workers)
             used = {"architecture": facts.architecture, "digest": facts.digest}
@@ -181,6 +186,8 @@ def _list_parameters(
         **(nothing if choice is None else choice.setting.to_json()),
         "batch_size": options.batch_size or (choice and choice.measured_batch) or AUTO,
         "view": read_view(options).to_json(),
+        "sample": options.sample,
+        "seed": options.seed,
         "keeps_patches": options.keep_patches is not None,
         "workers": workers.to_json(),
     }
@@ -242,6 +249,7 @@ def make_jobs(
     tiling: TileConfig,
     results: Path,
     options: InferOptions,
+    extends: bool = False,
 ) -> list[InferJob]:
     """Return a job for every slide or store. Raises ConfigError if stores are to be kept again."""
     keep, view = options.keep_patches, read_view(options).at_site(read_site(results))
@@ -256,6 +264,12 @@ def make_jobs(
             f"{keep}: patches are kept of slides, and these are patch stores already; leave"
             " --keep-patches out"
         )
+    sampling = None if options.sample is None else Sampling(options.sample, options.seed)
+    if sampling and any(slide.is_store for slide in slides):
+        raise ConfigError(
+            "--sample reads a part of slides, and these are patch stores, which are read whole;"
+            " leave it out"
+        )
     # As `wsi tile` does without labels: what a model calls its classes is not the store's business.
     plain = replace(tiling, rules=LabelRules())
     kept = [
@@ -267,6 +281,10 @@ def make_jobs(
     out, force = results.absolute(), options.force
     is_free = (options.engine, options.precision) == (AUTO, AUTO) and not options.compile
     return [
-        InferJob(slide, out, choice, tiling, slide.is_store, force, view, store, is_free, masks)
+        InferJob(
+            *(slide, out, choice, tiling, slide.is_store, force, view, store, is_free, masks),
+            sampling=sampling,
+            extends=extends,
+        )
         for slide, store in zip(slides, kept, strict=True)
     ]

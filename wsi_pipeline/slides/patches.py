@@ -267,7 +267,16 @@ class SlidePatches:
 
     def read_block(self, block: int) -> PatchBlock:
         """Return the pixels of a block; unreadable patches are white and flagged."""
-        positions = self.positions[block_slice(block, self.block_size, len(self.positions))]
+        return self._read(self._of_block(block))
+
+    def read_some(self, block: int, index: NDArray[np.intp]) -> PatchBlock:
+        """Return the pixels of some patches of a block, by their index in it."""
+        return self._read(self._of_block(block)[index])
+
+    def _of_block(self, block: int) -> NDArray[np.int32]:
+        return self.positions[block_slice(block, self.block_size, len(self.positions))]
+
+    def _read(self, positions: NDArray[np.int32]) -> PatchBlock:
         codes = macro_tile_codes(positions, self._macro_tiles)
         # By macro-tiles, in each from top left to bottom right: a reader copies runs of neighbours.
         order = np.lexsort((positions[:, 1], positions[:, 0], codes))
@@ -284,7 +293,7 @@ class SlidePatches:
         partly beyond the level or over a tile that cannot be decoded, and where patches lie so far
         apart that their tiles take too much memory.
         """
-        positions = self.positions[block_slice(block, self.block_size, len(self.positions))]
+        positions = self._of_block(block)
         spec, view = self.grid.spec, self._view
         corner = view.corner_on_level()
         if corner is None or not len(positions) or not isinstance(self._reader, CutsPatches):

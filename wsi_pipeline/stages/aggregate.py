@@ -19,7 +19,6 @@ from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideSummary, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.core.slide import describe_doubts
 from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.interval import conformal_radius
 from wsi_pipeline.counting.review_file import read_review, review_path
@@ -31,12 +30,7 @@ from wsi_pipeline.counting.site import (
     write_site,
 )
 from wsi_pipeline.outputs import WRITERS, View
-from wsi_pipeline.outputs.heatmap import (
-    build_heatmap,
-    describe_summary,
-    place_on_grid,
-    summarise,
-)
+from wsi_pipeline.outputs.heatmap import build_heatmap, place_on_grid
 from wsi_pipeline.outputs.png import COLUMNS
 from wsi_pipeline.outputs.result import Sample, SlideResult
 from wsi_pipeline.outputs.run_files import (
@@ -45,9 +39,11 @@ from wsi_pipeline.outputs.run_files import (
     write_index,
     write_slides_tables,
 )
+from wsi_pipeline.outputs.summarise import describe_summary, summarise
 from wsi_pipeline.outputs.summary_json import add_review, read_summary
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.stages.plan import describe_doubts
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired, without_view
 from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
@@ -162,7 +158,7 @@ def aggregate_slide(folder: Path, target: Path, view: View, *, force: bool = Fal
 def _aggregate(folder: Path, target: Path, view: View, force: bool) -> bool:
     """Make one slide's outputs; False where they were there."""
     staging = Staging(target, without_view(check_whole(folder).recipe))
-    manifest = find_finished(staging, RESULT_KIND, force)
+    manifest, view = find_finished(staging, RESULT_KIND, force), view.fit(staging.recipe)
     if manifest is not None and manifest.recipe.get(VIEW) == record_view(view, folder):
         return False
     take_over(staging, folder)
@@ -230,7 +226,12 @@ def publish(
             remove(path)
     for name in view.formats:
         WRITERS[name](result, staging.product)
-    counts = {name: getattr(summary, name) for name in ("patches", "unreadable", "positives")}
+    unreadable = int(np.count_nonzero(np.isnan(predictions.logit)))
+    counts = {
+        "patches": table.patches,
+        "unreadable": unreadable,
+        "positives": summary.positives,
+    }
     staging.commit(RESULT_KIND, counts, record)
     return summary
 

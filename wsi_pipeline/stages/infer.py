@@ -4,25 +4,18 @@ Predictions are made block by block, from any patch source. On the way the job c
 patch store that `wsi tile` makes: pixels are read once, and a store that is there is read instead.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
-from wsi_pipeline.models.card import ModelFacts
-from wsi_pipeline.models.choice import ModelChoice
-from wsi_pipeline.models.loading import read_unchanged
-from wsi_pipeline.outputs import View
+from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import SlideReader
-from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.aggregate import (
     choose_samples,
     describe_result,
@@ -32,6 +25,8 @@ from wsi_pipeline.stages.aggregate import (
     record_view,
     take_over,
 )
+from wsi_pipeline.stages.infer_source import InferRequest, Source
+from wsi_pipeline.stages.part import Known, find_known
 from wsi_pipeline.stages.plan import (
     BlockReport,
     PreviewState,
@@ -43,20 +38,24 @@ from wsi_pipeline.stages.plan import (
     staged_table,
 )
 from wsi_pipeline.stages.predict import (
-    ENGINE,
     begin_predictions,
     check_table,
     close_predictions,
     predict_block,
 )
-from wsi_pipeline.stages.tile import TileJob, find_mask, plan_patches, store_block
-from wsi_pipeline.stages.tile_config import TileConfig, describe_maker, settle, tile_recipe
-from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished, without_view
+from wsi_pipeline.stages.tile import TileJob, store_block
+from wsi_pipeline.stages.tile_config import TileConfig, describe_maker
+from wsi_pipeline.store.commit import (
+    VIEW,
+    Staging,
+    check_finished,
+    find_finished,
+    put_back,
+)
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import (
-    RESULT_KIND,
     Predictions,
     has_logits,
     open_result,
@@ -69,43 +68,9 @@ PATCH_BYTES = 100
 """A million patches take 76 MB in all default formats, and some more while they are written."""
 
 
-def describe_engine(entry: Mapping[str, Any]) -> str:
-    """Return the recorded engine of predictions, in words."""
-    return f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
-
-
-class _Source(NamedTuple):
-    """Source of a slide's patches."""
-
-    slide: SlideInfo
-    recipe: dict[str, Any]
-    """Everything that decides the patches."""
-    choose_patches: Callable[[], PatchTable]
-
-
 @dataclass(frozen=True, slots=True)
-class InferJob:
+class InferJob(InferRequest):
     """Predict one slide, read directly or from its patch store, and write all its outputs."""
-
-    slide: FoundSlide
-    """A slide file, or a patch store where `is_store`."""
-    out: Path
-    model: ModelChoice
-    config: TileConfig
-    is_store: bool = False
-    force: bool = False
-    view: View = field(default_factory=View)
-    keep: TileJob | None = None
-    """The job of the patch store that is made along, or read if it exists."""
-    takes_any_engine: bool = False
-    """True if a finished slide is done whichever engine computed it."""
-    masks: tuple[Path, ...] = ()
-    """The user's masks, one of them this slide's; empty where tissue is found here."""
-
-    @property
-    def target(self) -> Path:
-        """Folder of the slide's results."""
-        return self.out / self.slide.slide_id
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
@@ -113,15 +78,6 @@ class InferJob:
         keep = self.keep
         store = {} if keep is None or is_product(keep.target) else keep.patch_bytes
         return {**store, self.out: PATCH_BYTES + store.get(self.out, 0)}
-
-    def _open(self) -> closing[SlideReader]:
-        slide, scale = self.slide, self.config.scale_of(self.slide)
-        reader, icc = self.config.reader, self.config.spec.icc
-        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
-
-    def _read_facts(self) -> ModelFacts:
-        """Return what the model states, read without its engine. Raises ModelError."""
-        return read_unchanged(self.model.path, self.model.digest, self.model.terms)
 
     def _load(self) -> "Predictor":
         """Return the predictor, loaded once per process, its answers checked.
@@ -146,8 +102,8 @@ class InferJob:
         """Choose the patches or take the kept ones, and lay them out; loads no model."""
         if self.keep is None:
             return self._prepare_predictions()
-        with self._open() as reader:
-            keep = self._settle_kept(self.keep, self._settle(reader.info))
+        with self.open() as reader:
+            keep = self._settle_kept(self.keep, self.settle_cutting(reader.info))
         store = self._prepare_store(keep)
         target, product = keep.target, store.staging.product
         table = PatchStore(target).table if store.is_finished else staged_table(product)
@@ -175,10 +131,10 @@ class InferJob:
         Predictions that an earlier run began in blocks of another size than the store's are begun
         again, because a block is read once for both.
         """
-        inputs = [self.slide.path, self.model.path]
-        with self._open_source() as source:
-            staging = self._stage(source.recipe)
-            if manifest := find_finished(staging, RESULT_KIND, self.force, inputs):
+        put_back(self.target)
+        with self.open_source() as source:
+            staging = self.stage(source.recipe)
+            if manifest := self.look_for(staging, find_finished):
                 return self._reuse(staging, manifest)
             folder = staging.product / PREDICTIONS
             is_begun = staging.is_prepared and has_logits(folder)
@@ -186,7 +142,7 @@ class InferJob:
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
                 table = kept or source.choose_patches()
-                begin_predictions(staging, table, self._read_facts(), self.model.setting)
+                begin_predictions(staging, table, self.read_facts(), self.model.setting)
         slide = None if self.is_store else self.slide.path
         return SlidePlan.of_staged(staging, staged_table(folder), slide)
 
@@ -197,14 +153,13 @@ class InferJob:
         """
         if self.force or self.keep is not None or not is_product(self.target):
             return None
-        inputs = [self.slide.path, self.model.path]
-        with self._open_source() as source:
-            staging = self._stage(source.recipe)
-        manifest = check_finished(staging, RESULT_KIND, self.force, inputs)
+        with self.open_source() as source:
+            staging = self.stage(source.recipe)
+        manifest = self.look_for(staging, check_finished)
         if manifest is None or not self._is_shown(manifest):
             return None
         with self.hold():
-            find_finished(staging, RESULT_KIND, self.force, inputs)
+            self.look_for(staging, find_finished)
             return self._describe(is_resumed_whole=True)
 
     def _describe(self, *, is_resumed_whole: bool) -> SlideOutcome:
@@ -216,7 +171,7 @@ class InferJob:
 
     def _is_shown(self, manifest: Manifest) -> bool:
         """Return whether the finished outputs are those of this view."""
-        kept = self.view.keep(manifest.recipe)
+        kept = self.view.keep(manifest.recipe).fit(manifest.recipe)
         return manifest.recipe.get(VIEW) == record_view(kept, self.target)
 
     def preview(self) -> SlidePreview:
@@ -234,8 +189,8 @@ class InferJob:
         )
 
     def _is_kept(self, keep: TileJob) -> bool:
-        with self._open() as reader:
-            keep = self._settle_kept(keep, self._settle(reader.info))
+        with self.open() as reader:
+            keep = self._settle_kept(keep, self.settle_cutting(reader.info))
         try:
             return keep.is_finished()
         except StoreError:
@@ -244,15 +199,14 @@ class InferJob:
             return False
 
     def _preview_predictions(self) -> SlidePreview:
-        inputs = [self.slide.path, self.model.path]
-        with self._open_source() as source:
-            staging = self._stage(source.recipe)
-            if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
+        with self.open_source() as source:
+            staging = self.stage(source.recipe)
+            if manifest := self.look_for(staging, check_finished):
                 is_shown = self._is_shown(manifest)
                 state = PreviewState.DONE if is_shown else PreviewState.PREDICTED
                 found = SlidePreview.of_finished(self.slide, source.slide, state, manifest)
                 return self._note_maker(found, source)
-            model = self._read_facts()
+            model = self.read_facts()
             done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / PREDICTIONS)
@@ -263,69 +217,12 @@ class InferJob:
             found = SlidePreview.of_started(self.slide, table, done, model.is_ensemble)
             return self._note_maker(found, source)
 
-    def _note_maker(self, preview: SlidePreview, source: "_Source") -> SlidePreview:
+    def _note_maker(self, preview: SlidePreview, source: Source) -> SlidePreview:
         return replace(preview, doubts=preview.doubts + describe_maker(source.recipe, self.config))
-
-    @contextmanager
-    def _open_source(self) -> Iterator["_Source"]:
-        """Open the slide or the store for as long as it is used."""
-        if self.is_store:
-            store = PatchStore(self.slide.path)
-            recipe = {"store": store.manifest.content_digest}
-            yield _Source(store.slide, recipe, lambda: store.table)
-            return
-        columns = dict(self.slide.columns)
-        with self._open() as reader:
-            config = self._settle(reader.info)
-
-            def choose() -> PatchTable:
-                table, _ = plan_patches(reader, config, *self._chosen)
-                return replace(table, columns=columns)
-
-            yield _Source(reader.info, self._recipe_by(reader.info, config), choose)
-
-    def _recipe_by(self, slide: SlideInfo, config: TileConfig) -> dict[str, Any]:
-        return tile_recipe(slide, config, *self._chosen) | self.slide.columns_entry
-
-    @property
-    def _chosen(self) -> tuple[None, str | None, Path | None]:
-        """No labels, the patient, and the mask of the slide."""
-        return None, self.slide.patient_id, find_mask(self.slide, self.masks)
-
-    def _settle(self, slide: SlideInfo) -> TileConfig:
-        """Return how the slide is cut: by otsu where that made what is here and is taken, too."""
-
-        def stage(config: TileConfig) -> Staging:
-            return self._stage(self._recipe_by(slide, config))
-
-        if self.force:
-            return replace(self.config, takes_otsu=False)
-        config = settle(self.config, stage)
-        if self.keep is None or stage(config).is_begun:
-            return config
-        return replace(config, tissue=self.keep.settle(slide).tissue)
 
     def _settle_kept(self, keep: TileJob, config: TileConfig) -> TileJob:
         """Return the job of the kept store, of the very patches that are predicted."""
         return replace(keep, config=replace(keep.config, tissue=config.tissue, takes_otsu=False))
-
-    def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        new = self.model.setting.to_json()  # not the size of batches, which changes the last bits
-        recipe = {"source": source_recipe, "model": self.model.digest, ENGINE: new}
-        if self.force or not is_product(self.target):
-            return Staging(self.target, recipe)
-        made = without_view(read_manifest(self.target).recipe)
-        old = made.get(ENGINE)
-        if not isinstance(old, Mapping) or old == new or {**made, ENGINE: new} != recipe:
-            return Staging(self.target, recipe)
-        if self.takes_any_engine:
-            return Staging(self.target, made)
-        one, other = (describe_engine(entry) for entry in (old, new))
-        raise StoreError(
-            f"{self.target}: was computed by {one}, this run computes by {other}, and their"
-            f" results are not the same; run with --engine {old.get('engine')} --precision"
-            f" {old.get('precision')}, with --force to replace it, or into another folder"
-        )
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """Return the plan where predictions exist; outputs that differ are rebuilt."""
@@ -342,7 +239,13 @@ class InferJob:
         if to_store is not None and block in plan.stored_only:
             return store_block(source, staged_table(to_store.product), to_store, block)
         table = staged_table(plan.staging.product / PREDICTIONS)
-        return predict_block(source, self._load(), plan.staging, table, block, to_store)
+        known = self._find_known(plan)
+        return predict_block(source, self._load(), plan.staging, table, block, to_store, known)
+
+    def _find_known(self, plan: SlidePlan) -> Known | None:
+        """Return what the finished product tells of the patches; nothing where it is replaced."""
+        is_new = self.force or self.is_store or self.keep is not None
+        return None if is_new else find_known(self.target, plan.staging.recipe)
 
     def _open_patches(self, plan: SlidePlan) -> PatchSource:
         if self.is_store:
@@ -379,18 +282,17 @@ class InferJob:
             plan.refuse_changed(self.slide.path)
             plan.refuse_unreadable(self.slide.path)
             plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
-            close_predictions(plan.staging, self._load().model)
+            close_predictions(plan.staging, self._load().model, self._find_known(plan))
         view = self.view
         if plan.is_predicted:
             view = view.keep(read_manifest(self.target).recipe)
+        view = view.fit(plan.staging.recipe)
         predictions = Predictions(plan.staging.product / PREDICTIONS)
-        samples = self._choose_samples(predictions)
+        samples = self._choose_samples(predictions) if "gallery" in view.formats else None
         publish(plan.staging, view, samples, self.target, predictions)
 
-    def _choose_samples(self, predictions: Predictions) -> tuple[Sample, ...] | None:
-        if "gallery" not in self.view.formats:
-            return None
+    def _choose_samples(self, predictions: Predictions) -> tuple[Sample, ...]:
         if self.is_store:
             return choose_samples(predictions, read_from_store(PatchStore(self.slide.path)))
-        with self._open() as reader:
+        with self.open() as reader:
             return choose_samples(predictions, read_from_slide(reader, predictions))

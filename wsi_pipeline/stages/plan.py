@@ -13,10 +13,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from wsi_pipeline.core.choices import AUTO, PREDICTIONS, ZARR_JSON
+from wsi_pipeline.core.choices import AUTO, MASK_SUFFIX, PREDICTIONS, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
-from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo, describe_doubts
+from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import UserScale
@@ -33,6 +33,8 @@ from wsi_pipeline.store.zarr_io import read_attributes
 OPEN_SOURCES = 4
 """Slides or stores that one process keeps open."""
 CHANGED = "changed while it was read; run the same line again when it is complete"
+LEAST_SEEN = 0.01
+"""Share of the picture from which on a slide without patches names what is there instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,8 @@ class BlockReport:
     seconds_write: float = 0.0
     fallbacks: int = 0
     """Regions that another reader read because of a fault."""
-    is_predicted: bool = False
-    """False where patches were only stored."""
+    predicted: int = 0
+    """Patches that were computed: none where they were only stored, or known."""
     compared: tuple[tuple[float, ...], ...] = ()
     """Stains and feature distance of the block's part of the slide's sample."""
 
@@ -176,6 +178,21 @@ def _open_slide_patches(
 def open_store(path: Path, work: str) -> PatchStore:
     """Return a finished store, which stays open while one piece of `work` reads it."""
     return PatchStore(path)
+
+
+def describe_doubts(table: PatchTable) -> str:
+    """Return what casts doubt on a slide's tissue, to be added to its line; "" where nothing does.
+
+    That is a dark background, or, of a slide without patches, what else its picture holds.
+    """
+    shares = table.share_areas()
+    if shares.get("dark"):
+        return ", dark background (fluorescence?): no H&E can be read from it"
+    seen = {name: shares.get(name, 0.0) for name in ("uncertain", "pen", "border", "fill")}
+    parts = [f"{share:.0%} {name}" for name, share in seen.items() if share >= LEAST_SEEN]
+    if table.patches or not parts:
+        return ""
+    return f" (the picture is {', '.join(parts)}; see its {MASK_SUFFIX[1:]})"
 
 
 class PreviewState(StrEnum):

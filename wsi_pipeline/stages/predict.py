@@ -15,6 +15,7 @@ from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import (
+    PartSource,
     PatchBlock,
     PatchSource,
     PatchTable,
@@ -23,12 +24,14 @@ from wsi_pipeline.core.slide import (
 )
 from wsi_pipeline.models.card import STAIN_MEASURES, ModelFacts
 from wsi_pipeline.models.choice import EngineSetting
-from wsi_pipeline.models.stains import measure_stains, sample_patches
-from wsi_pipeline.stages.plan import BlockReport
+from wsi_pipeline.models.stains import measure_stains
+from wsi_pipeline.stages.part import Known, find_compared, is_part
+from wsi_pipeline.stages.plan import BlockReport, read_staged_table
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
 from wsi_pipeline.store.predictions import (
     prepare_predictions,
+    record_compared,
     record_distance,
     write_prediction_block,
 )
@@ -39,8 +42,6 @@ if TYPE_CHECKING:
 
 ENGINE = "engine"
 """Entry of recipes and predictions that names the engine."""
-MOSTLY = 0.5
-"""Share of tissue from which on a patch can be in the sample."""
 
 
 def check_table(table: PatchTable, model: ModelFacts) -> None:
@@ -84,14 +85,18 @@ def predict_block(
     table: PatchTable,
     block: int,
     store: Staging | None = None,
+    known: Known | None = None,
 ) -> BlockReport:
     """Read, predict and write one block; its pixels go into `store` first, if there is one.
 
-    Unreadable patches get NaN. Batches start again with every block, so that the last bits of a
-    logit may depend on the block size, but never on whether pixels are kept.
+    Unreadable patches get NaN. What is `known` of a block is taken as it is, but for the patches
+    that are compared with the training patches. Batches start again with every block, so that the
+    last bits of a logit may depend on the block size, but never on whether pixels are kept.
     """
     started = time.perf_counter()
-    sample = _find_sample(table, block)
+    if known is not None and isinstance(source, PartSource):
+        return _predict_unknown(source, predictor, staging, table, block, known)
+    sample, numbers = find_sample(table, block), table.numbers[table.block_slice(block)]
     found = _read_tiles(source, predictor, block, sample) if store is None else None
     was_read = was_stored = time.perf_counter()
     if found is None:
@@ -112,11 +117,54 @@ def predict_block(
         seconds_compute=was_computed - was_stored,
         seconds_write=was_stored - was_read,
         fallbacks=found.fallbacks,
-        is_predicted=True,
-        compared=_compare(found.sample, predicted),
+        predicted=len(logits),
+        compared=tuple(_compare(found, predicted, numbers[sample])),
     )
     write_prediction_block(staging, table, block, logits, asdict(report), spread)
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
+
+
+def _predict_unknown(
+    source: PartSource,
+    predictor: "Predictor",
+    staging: Staging,
+    table: PatchTable,
+    block: int,
+    known: Known,
+) -> BlockReport:
+    """Predict the patches of a block that are not known, or whose features must be compared."""
+    started = time.perf_counter()
+    logits, spread = known.of_block(table, block)
+    numbers = table.numbers[table.block_slice(block)]
+    sample = np.empty(0, np.intp) if known.has_distance_of(table) else find_sample(table, block)
+    rows = [
+        known.compared[number] for number in numbers[sample].tolist() if number in known.compared
+    ]
+    sample = sample[~np.isin(numbers[sample], [*known.compared])]
+    is_wanted = np.isnan(logits)
+    is_wanted[sample] = True
+    wanted = np.flatnonzero(is_wanted)
+    patches = source.read_some(block, wanted)
+    found = _take_readable(patches, np.searchsorted(wanted, sample))
+    was_read = time.perf_counter()
+    if len(found.patches):
+        predicted = predictor.predict(found.patches, found.compared)
+        logits[wanted] = _place(predicted.logits, found.readable)
+        if spread is not None and predicted.spread is not None:
+            spread[wanted] = _place(predicted.spread, found.readable)
+        rows += _compare(found, predicted, numbers[sample])
+    was_computed = time.perf_counter()
+    report = BlockReport(
+        patches=len(logits),
+        unreadable=int(np.count_nonzero(np.isnan(logits))),
+        seconds_read=was_read - started,
+        seconds_compute=was_computed - was_read,
+        fallbacks=found.fallbacks,
+        predicted=len(wanted),
+        compared=tuple(rows),
+    )
+    write_prediction_block(staging, table, block, logits, asdict(report), spread)
+    return replace(report, seconds_write=time.perf_counter() - was_computed)
 
 
 class _Found(NamedTuple):
@@ -129,6 +177,8 @@ class _Found(NamedTuple):
     """(k,) those of the sample, among the readable ones."""
     sample: NDArray[np.uint8]
     """(k, side, side, 3)"""
+    is_sampled: NDArray[np.bool_]
+    """Whether each patch that was to be compared could be read."""
     fallbacks: int = 0
 
 
@@ -143,37 +193,47 @@ def _read_tiles(
     if tiles is None:
         return None
     readable = np.ones(len(tiles), dtype=np.bool_)
-    return _Found(tiles, readable, sample, predictor.cut(tiles, sample))
+    return _Found(tiles, readable, sample, predictor.cut(tiles, sample), readable[sample])
 
 
 def _take_readable(patches: PatchBlock, sample: NDArray[np.intp]) -> _Found:
     pixels, readable = patches.pixels, patches.readable
-    sample = sample[readable[sample]]
+    is_sampled = readable[sample]
+    sample = sample[is_sampled]
     return _Found(
         pixels if readable.all() else pixels[readable],
         readable,
         np.cumsum(readable)[sample] - 1,
         pixels[sample],
+        is_sampled,
         patches.fallbacks,
     )
 
 
-def _find_sample(table: PatchTable, block: int) -> NDArray[np.intp]:
-    """Return the block's part of the slide's sample, of patches that are mostly tissue."""
-    is_tissue = ~(table.tissue_fraction < MOSTLY)  # NaN: not measured
-    members = np.flatnonzero(is_tissue | ~is_tissue.any())
-    sample, rows = members[sample_patches(len(members))], table.block_slice(block)
+def find_sample(table: PatchTable, block: int) -> NDArray[np.intp]:
+    """Return the block's part of the slide's compared patches."""
+    sample, rows = find_compared(table), table.block_slice(block)
     sample = sample[(sample >= rows.start) & (sample < rows.stop)]
     return np.asarray(sample - rows.start, dtype=np.intp)
 
 
-def _compare(pixels: NDArray[np.uint8], predicted: "Predicted") -> tuple[tuple[float, ...], ...]:
-    """Return stains and feature distance of each of some patches, as reports hold them."""
-    if predicted.distance is None:
-        return ()
-    columns = np.column_stack([measure_stains(pixels), predicted.distance])
-    known = columns[np.isfinite(columns).all(axis=1)]
-    return tuple(tuple(row) for row in known.tolist())
+def _compare(
+    found: _Found, predicted: "Predicted", numbers: NDArray[np.int64]
+) -> list[tuple[float, ...]]:
+    """Return number, stains and feature distance of each of some patches, as reports hold them.
+
+    `numbers` are those of all that were to be compared, readable or not.
+    """
+    if predicted.distance is None or not len(found.sample):
+        return []
+    columns = np.column_stack([measure_stains(found.sample), predicted.distance])
+    is_known = np.isfinite(columns).all(axis=1)
+    return [
+        (number, *row)
+        for number, row in zip(
+            numbers[found.is_sampled][is_known].tolist(), columns[is_known].tolist(), strict=True
+        )
+    ]
 
 
 def _place(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -183,11 +243,22 @@ def _place(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[
     return placed
 
 
-def close_predictions(staging: Staging, model: "Model") -> None:
-    """Record the slide's distance from the training patches, by what the blocks report."""
+def close_predictions(staging: Staging, model: "Model", known: Known | None = None) -> None:
+    """Record the slide's distance from the training patches, by what the blocks report.
+
+    It is that of the `known` product where the compared patches are the same.
+    """
+    path = staging.product / PREDICTIONS
+    table = read_staged_table(path)
+    if known is not None and known.has_distance_of(table):
+        record_distance(path, known.distance)
+        return
     reports = staging.block_reports()
     rows = [row for block in sorted(reports) for row in reports[block].get("compared", ())]
-    if model.domain is not None and rows:
-        values = np.array(rows, dtype=np.float32)
-        distance = model.domain.measure(values[:, :STAIN_MEASURES], values[:, STAIN_MEASURES])
-        record_distance(staging.product / PREDICTIONS, distance)
+    if model.domain is None or not rows:
+        return
+    values = np.array(rows)[:, -STAIN_MEASURES - 1 :].astype(np.float32)
+    distance = model.domain.measure(values[:, :STAIN_MEASURES], values[:, STAIN_MEASURES])
+    record_distance(path, distance)
+    if is_part(staging.recipe):
+        record_compared(path, rows)

@@ -32,7 +32,6 @@ from wsi_pipeline.core.slide import (
     PatchTable,
     SlideInfo,
     Thumbnail,
-    describe_doubts,
 )
 from wsi_pipeline.labels import describe_labels, label_patches
 from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
@@ -46,7 +45,13 @@ from wsi_pipeline.slides.pieces import number_tissue
 from wsi_pipeline.slides.quality import flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
 from wsi_pipeline.slides.tissue import find_tissue, tissue_fraction
-from wsi_pipeline.stages.plan import BlockReport, SlidePlan, open_patches, staged_table
+from wsi_pipeline.stages.plan import (
+    BlockReport,
+    SlidePlan,
+    describe_doubts,
+    open_patches,
+    staged_table,
+)
 from wsi_pipeline.stages.tile_config import TileConfig, describe_maker, settle, tile_recipe
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, check_finished, find_finished

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wsi_pipeline.core.choices import AREAS, QUALITY_FLAGS
+from wsi_pipeline.core.choices import AREAS, QUALITY_FLAGS, ROLES
 
 PATCH = ("patch",)
 PIXELS = ("patch", "y", "x", "channel")
@@ -46,6 +46,7 @@ ON_SLIDE = "measured from the top left of the scan"
 NOT_READ = "NaN where the patch could not be read"
 NOT_KNOWN = "NaN where it is not known"
 QUALITY = {"flag_masks": [*QUALITY_FLAGS.values()], "flag_meanings": " ".join(QUALITY_FLAGS)}
+ROLE_VALUES = {"flag_values": [*range(len(ROLES))], "flag_meanings": " ".join(ROLES)}
 AREA_VALUES = {"flag_values": [*range(len(AREAS))], "flag_meanings": " ".join(AREAS)}
 MEANINGS = {
     "row": Meaning("row of the patch", ON_GRID, is_coordinate=True),
@@ -60,6 +61,7 @@ MEANINGS = {
     "sharpness": Meaning("variance of the Laplacian of the patch", NOT_KNOWN),
     "flags": Meaning("faults of the patch", flags=QUALITY),
     "thumbnail": Meaning("the whole slide", "red, green, blue", (*THUMBNAIL, "channel")),
+    "role": Meaning("reason why the patch was predicted", flags=ROLE_VALUES),
     "tissue_id": Meaning("piece of tissue that the patch lies on", "0: the rest, specks"),
     "tissue": Meaning("whether the thumbnail's pixel is tissue", dimension_names=THUMBNAIL),
     "areas": Meaning(

@@ -16,7 +16,7 @@ recipes is never mixed.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +227,10 @@ def put_back(target: Path) -> None:
         if retired.exists() and not target.exists():
             retired.rename(target)
             flush_folder(target.parent)
+
+
+LookFor = Callable[["Staging", str, bool, Iterable[Path | None]], Manifest | None]
+"""`find_finished` or `check_finished`."""
 
 
 def find_finished(

@@ -6,7 +6,7 @@ the spread of its members' logits.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,18 @@ SPREAD, HAS_SPREAD = "spread", "has_spread"
 """An array of an ensemble's predictions, and the attribute that says that it is there."""
 DISTANCE = "distance"
 """An attribute: how far the slide is from the training patches."""
+COMPARED = "compared"
+"""An attribute of an estimate: what was measured of patches compared with training patches."""
+SAMPLE = "sample"
+"""Entry of a source's recipe: the results are an estimate of a sample of the slide's patches."""
 ARRAYS = (LOGIT, ALONE, FINAL)
 """float32 (n,) each, in blocks."""
+
+
+def is_estimate(recipe: Mapping[str, Any]) -> bool:
+    """Return True for the recipe of results that are of a sample of a slide's patches."""
+    source = recipe.get("source")
+    return isinstance(source, Mapping) and SAMPLE in source
 
 
 def name_arrays(has_spread: bool) -> tuple[str, ...]:
@@ -151,6 +161,11 @@ def record_distance(path: Path, distance: Distance) -> None:
     add_attributes(path, {DISTANCE: distance._asdict()})
 
 
+def record_compared(path: Path, rows: Sequence[Sequence[float]]) -> None:
+    """Record number, stains and feature distance of an estimate's compared patches."""
+    add_attributes(path, {COMPARED: [[*row] for row in rows]})
+
+
 class Predictions:
     """Predictions on disk, finished or not."""
 
@@ -174,6 +189,16 @@ class Predictions:
         """Digest of the checkpoint that made them."""
         self.distance, self.limits = _read_distance(path, self.attributes, model)
         """Distance of the slide from the model's training patches, and its limits."""
+
+    @cached_property
+    def compared(self) -> dict[int, tuple[float, ...]]:
+        """What `record_compared` wrote of each patch, by its number. Raises StoreError."""
+        rows = self.attributes.get(COMPARED, [])
+        try:
+            found = {int(row[0]): tuple(map(float, row)) for row in rows}
+        except DAMAGES as error:
+            raise damage_error(self.path, f"{COMPARED} in its attributes is invalid") from error
+        return found
 
     @cached_property
     def logit(self) -> NDArray[np.float32]:
@@ -272,7 +297,8 @@ def open_result(folder: Path) -> Predictions:
     counts, table = manifest.counts, predictions.table
     _check_chunks(folder, manifest, predictions)
     unreadable = int(np.count_nonzero(np.isnan(predictions.logit)))
-    if not np.array_equal(np.isnan(predictions.probability), np.isnan(predictions.logit)):
+    is_missing = np.isnan(predictions.logit) | ~table.is_counted
+    if not np.array_equal(np.isnan(predictions.probability), is_missing):
         raise damage_error(folder, "some of its logits have no probability, or the reverse")
     if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
         raise damage_error(folder, "its predictions and its manifest disagree")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import AREAS, ZARR_JSON
+from wsi_pipeline.core.choices import AREAS, ROLES, ZARR_JSON
 from wsi_pipeline.core.errors import DAMAGES, MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
@@ -129,6 +129,8 @@ def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[
         layouts["areas"] = ("uint8", (height, width))
     if attributes.get("has_tissue_id"):
         layouts["tissue_id"] = ("int32", (patches,))
+    if attributes.get("has_role"):
+        layouts["role"] = ("uint8", (patches,))
     if attributes.get("has_quality"):
         layouts |= dict.fromkeys(PatchQuality._fields, ("float32", (patches,)))
         layouts["flags"] = ("uint8", (patches,))
@@ -157,6 +159,9 @@ def _check_table(path: Path, table: PatchTable) -> None:
         ),
         "a piece of tissue has a negative number": (
             table.tissue_id is not None and bool((table.tissue_id < 0).any())
+        ),
+        "a role of a patch is none of those known": (
+            table.role is not None and int(table.role.max(initial=0)) >= len(ROLES)
         ),
         "a position lies outside the grid": bool(
             ((positions < 0) | (positions >= [grid.rows, grid.cols])).any()

@@ -1,0 +1,305 @@
+"""Parts of a slide: samples and drawn areas, and the logits that outlast a change of the part.
+
+A slide's results may be of a part of it: a sample of its patches, or areas that a person drew. When
+other patches are asked for, on the same grid and by the same model and engine, the logits that are
+there are taken over, and only the others are computed.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.core.choices import DRAWN, ROLES
+from wsi_pipeline.core.errors import LabelError, StoreError
+from wsi_pipeline.core.geometry import choose_block_size, order_by_macro_tile
+from wsi_pipeline.core.outcome import Distance
+from wsi_pipeline.core.recipe import file_sha256
+from wsi_pipeline.core.slide import PatchQuality, PatchTable, SampleDesign, SlideInfo
+from wsi_pipeline.counting.cluster_sample import draw_clusters
+from wsi_pipeline.counting.context import add_context, find_reach
+from wsi_pipeline.labels.tissue_mask import TissueMask
+from wsi_pipeline.models.stains import sample_patches
+from wsi_pipeline.outputs.heatmap import place_on_grid
+from wsi_pipeline.slides.base import SlideReader
+from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
+from wsi_pipeline.slides.pieces import number_tissue
+from wsi_pipeline.slides.quality import QualityParameters, flag_patches
+from wsi_pipeline.slides.tissue import tissue_fraction
+from wsi_pipeline.store.commit import without_view
+from wsi_pipeline.store.manifest import is_product, read_manifest
+from wsi_pipeline.store.predictions import SAMPLE, is_estimate, open_result
+
+logger = logging.getLogger(__name__)
+
+AREAS_ALONE = "areas_alone"
+PART = (SAMPLE, DRAWN, AREAS_ALONE)
+"""Entries of a source's recipe that say of which part of the slide the patches are."""
+SAME_PIXELS = ("profile", "reader", "slide", "slide_mpp", "patch", "allow_upsample")
+"""Entries of a source's recipe that decide the pixels of a patch, given its position."""
+MOST_OF_A_PATCH = 0.5
+"""Share of a patch from which on it lies in an area."""
+WORTH_A_SAMPLE = 0.75
+"""Where a sample and its context would be more of a slide than this, all of it is computed."""
+TILES_ACROSS = 1 + math.sqrt(2)
+"""A square so wide touches, on average, twice the tiles that its own area is worth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """A sample that is asked for: about so many patches of a slide, drawn by a seed."""
+
+    patches: int
+    seed: int = 0
+
+
+def find_areas(results: Path, slide_id: str) -> Path | None:
+    """Return the file of the areas that are drawn on a slide; None where there are none."""
+    path = results / DRAWN / f"{slide_id}.geojson"
+    return path if path.is_file() else None
+
+
+def areas_entry(path: Path | None) -> dict[str, str]:
+    """Return a recipe's entry for drawn areas."""
+    return {} if path is None else {DRAWN: file_sha256(path)}
+
+
+def _whole(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe of predictions as it would be for the whole slide, without areas."""
+    source = recipe.get("source")
+    if not isinstance(source, Mapping):
+        return dict(recipe)
+    return {**recipe, "source": {name: source[name] for name in source.keys() - {*PART}}}
+
+
+def is_same_but_part(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True where two recipes differ in nothing but the part of the slide."""
+    return _whole(made) == _whole(wanted)
+
+
+def is_more(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True where `wanted` is another part of what `made`, which it may take the place of."""
+    return without_view(made) != without_view(wanted) and is_same_but_part(
+        without_view(made), without_view(wanted)
+    )
+
+
+def is_of_areas(recipe: Mapping[str, Any]) -> bool:
+    """Return True for the recipe of drawn areas alone."""
+    source = recipe.get("source")
+    return isinstance(source, Mapping) and AREAS_ALONE in source
+
+
+def is_part(recipe: Mapping[str, Any]) -> bool:
+    """Return True for the recipe of a sample, or of drawn areas alone."""
+    return is_of_areas(recipe) or is_estimate(recipe)
+
+
+def read_extensible(target: Path, slide: SlideInfo) -> dict[str, Any]:
+    """Return the source's recipe of a finished product to which areas are added, without areas.
+
+    Raises StoreError where it is an estimate, or of another slide, scale or source.
+    """
+    recipe = read_manifest(target).recipe
+    source = recipe.get("source")
+    if is_estimate(recipe):
+        what, remedy = "is an estimate of a sample", "infer the whole slide first"
+    elif not isinstance(source, Mapping) or "slide" not in source:
+        what, remedy = "was made from a patch store", "infer the slide itself into another folder"
+    elif source["slide"] != slide.fingerprint:
+        what, remedy = f"is not of {slide.path}, as it is now", "infer it with --force"
+    elif source.get("slide_mpp") != slide.mpp:
+        what = f"takes the slide at {source.get('slide_mpp')} µm/px, the file says {slide.mpp:g}"
+        remedy = "infer it with --force, or add the area by `wsi infer` with the same scale"
+    else:
+        return {name: source[name] for name in source.keys() - {*PART}}
+    raise StoreError(f"{target}: {what}, to which no area can be added; {remedy}")
+
+
+def draw_sample(
+    reader: SlideReader, table: PatchTable, sampling: Sampling, context_um: float
+) -> PatchTable:
+    """Return the table of a sample's patches, and of those that are their context.
+
+    Return the whole table where that is hardly more.
+    """
+    grid = table.grid
+    if table.patches <= sampling.patches:
+        return table
+    view = view_grid(reader, grid)
+    tile_px = max(view.level.tile or (1, 1))
+    least_side = math.ceil(TILES_ACROSS * tile_px / (grid.spec.stride_px * float(view.reduction)))
+    found = draw_clusters(table.positions, sampling.patches, sampling.seed, least_side)
+    reach = find_reach(context_um / (grid.spec.stride_px * grid.spec.mpp))
+    drawn = np.zeros((grid.rows, grid.cols), dtype=np.bool_)
+    drawn[tuple(table.positions[found.drawn].T)] = True
+    index = np.flatnonzero(add_context(drawn, reach)[tuple(table.positions.T)])
+    if len(index) > WORTH_A_SAMPLE * table.patches:
+        return table
+    role = np.where(found.drawn, ROLES.index("tissue"), ROLES.index("context")).astype(np.uint8)
+    part = replace(table, role=role).take(index)
+    compared = np.intersect1d(table.numbers[find_compared(table)], part.numbers)
+    design = SampleDesign(
+        *(sampling.patches, sampling.seed, found.side, found.clusters),
+        slide_patches=table.patches,
+        reach=reach,
+        compared=tuple(compared.tolist()),
+    )
+    size = choose_block_size(part.patches, grid.spec.side_px)
+    return replace(part, sample=design, block_size=size)
+
+
+def drop_areas(table: PatchTable) -> PatchTable:
+    """Return the table without patches that lie in drawn areas alone."""
+    if table.role is None:
+        return table
+    kept = replace(table.take(np.flatnonzero(table.role != ROLES.index("area"))), role=None)
+    return replace(kept, block_size=choose_block_size(kept.patches, table.grid.spec.side_px))
+
+
+def add_areas(reader: SlideReader, table: PatchTable, path: Path) -> PatchTable:
+    """Return the table with the patches of drawn areas that it does not hold, anew.
+
+    Those that an earlier version of the areas added are left out first. Raises LabelError where the
+    areas are of another slide, or hold no patch.
+    """
+    table = drop_areas(table)
+    grid = table.grid
+    share = TissueMask(path, table.slide).fraction(grid)
+    if not (share >= MOST_OF_A_PATCH).any():
+        raise LabelError(
+            f"{path}: no patch of {grid.spec.field_um:g} µm lies in its areas by"
+            f" {MOST_OF_A_PATCH:.0%}; draw larger ones, or remove the file"
+        )
+    share[tuple(table.positions.T)] = 0
+    added = np.argwhere(share >= MOST_OF_A_PATCH).astype(np.int32)
+    whole = _append(reader, table, added)
+    size = choose_block_size(whole.patches, grid.spec.side_px)
+    return replace(_order(reader, whole), block_size=size)
+
+
+def _append(reader: SlideReader, table: PatchTable, added: NDArray[np.int32]) -> PatchTable:
+    """Return the table with patches at further positions, of which no label is known."""
+    count, grid = len(added), table.grid
+    unknown = np.full(count, np.nan, dtype=np.float32)
+    tissue = unknown
+    if table.tissue is not None:
+        tissue = tissue_fraction(table.tissue, table.thumbnail, grid)[tuple(added.T)]
+    quality = table.quality
+    if quality is not None:
+        limits = QualityParameters()
+        _, found = flag_patches(reader, grid, added, table.thumbnail, {}, limits)
+        pairs = zip(quality, found, strict=True)
+        quality = PatchQuality(*(np.concatenate([*pair]) for pair in pairs))
+    role = np.zeros(table.patches, np.uint8) if table.role is None else table.role
+    return number_tissue(
+        replace(
+            table,
+            positions=np.concatenate([table.positions, added]),
+            labels=np.concatenate([table.labels, np.full(count, -1, np.int8)]),
+            label_fraction=np.concatenate([table.label_fraction, unknown]),
+            tissue_fraction=np.concatenate([table.tissue_fraction, tissue]),
+            quality=quality,
+            role=np.concatenate([role, np.full(count, ROLES.index("area"), np.uint8)]),
+        )
+    )
+
+
+def _order(reader: SlideReader, table: PatchTable) -> PatchTable:
+    """Return the table in the order in which its slide is read."""
+    per_patch = macro_tiles_per_patch(view_grid(reader, table.grid), table.grid)
+    ordered = order_by_macro_tile(table.positions, per_patch)
+    place = np.empty((table.grid.rows, table.grid.cols), dtype=np.intp)
+    place[tuple(table.positions.T)] = np.arange(table.patches)
+    return table.take(place[tuple(ordered.T)])
+
+
+class Known(NamedTuple):
+    """Logits that an earlier product of a slide holds, where they belong on the grid."""
+
+    logit: NDArray[np.float32]
+    """(rows, cols), NaN: not known."""
+    spread: NDArray[np.float32] | None
+    """The same of an ensemble's spreads."""
+    compared: Mapping[int, tuple[float, ...]]
+    """Number → what was measured of the patches that were compared with training patches."""
+    distance: Distance
+    """Distance of the compared patches from the training patches."""
+    sampled: NDArray[np.int64]
+    """(k,) numbers of those patches."""
+
+    def of_block(
+        self, table: PatchTable, block: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return logits and spreads of one block, (b,) each."""
+        place = tuple(table.positions[table.block_slice(block)].T)
+        return self.logit[place], None if self.spread is None else self.spread[place]
+
+    def has_distance_of(self, table: PatchTable) -> bool:
+        """Return True where the distance is that of the very patches that a table compares."""
+        numbers = table.numbers[find_compared(table)]
+        is_same = np.array_equal(np.sort(numbers), np.sort(self.sampled))
+        return is_same and self.distance != Distance()
+
+
+def find_compared(table: PatchTable) -> NDArray[np.intp]:
+    """Return the patches of a slide that are compared with training patches, ascending.
+
+    They are an even sample of those that are mostly tissue, and no drawn area's. Of an estimate,
+    also those of the whole slide's sample that it holds.
+    """
+    is_tissue = ~(table.tissue_fraction < MOST_OF_A_PATCH)  # NaN: not measured
+    if table.role is not None:
+        is_tissue &= table.role != ROLES.index("area")
+    members = np.flatnonzero(is_tissue | ~is_tissue.any())
+    sample = members[sample_patches(len(members))]
+    if table.sample is None:
+        return sample
+    shared = np.flatnonzero(np.isin(table.numbers, table.sample.compared))
+    return np.union1d(sample, shared)
+
+
+def find_known(target: Path, recipe: Mapping[str, Any]) -> Known | None:
+    """Return the logits of the finished product that `recipe` may go on from; None: there are none.
+
+    They are those of another part of the same slide, on the same grid, by the same model and
+    engine. A damaged product is passed over with a warning.
+    """
+    if not is_product(target):
+        return None
+    try:
+        manifest = read_manifest(target)
+        if not _has_same_pixels(manifest.recipe, recipe):
+            return None
+        return _read_known(target, manifest.content_digest)
+    except StoreError as error:
+        logger.warning("%s; what it holds is computed again", error)
+        return None
+
+
+def _has_same_pixels(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    one, other = made.get("source"), wanted.get("source")
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping) or "slide" not in one:
+        return False
+    is_same_slide = all(one.get(name) == other.get(name) for name in SAME_PIXELS)
+    return is_same_slide and all(made.get(name) == wanted.get(name) for name in ("model", "engine"))
+
+
+@lru_cache(2)
+def _read_known(target: Path, _digest: str) -> Known:
+    predictions = open_result(target)
+    table, spread = predictions.table, predictions.spread
+    placed = None if spread is None else place_on_grid(table, spread)
+    return Known(
+        place_on_grid(table, predictions.logit),
+        placed,
+        predictions.compared,
+        predictions.distance,
+        table.numbers[find_compared(table)],
+    )
