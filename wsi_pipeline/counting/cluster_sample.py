@@ -21,7 +21,7 @@ patches an interval is about as wide as a cluster's side is long.
 """
 FEWEST_CLUSTERS = 10
 """The least side gives way before fewer clusters are drawn: a variance of few is a guess."""
-PRIOR_CLUSTERS = 1.0
+PRIOR_CLUSTERS = 2.0
 """Clusters of patches that are all alike, added to those seen where the design effect is taken."""
 
 Bools = NDArray[np.bool_]
