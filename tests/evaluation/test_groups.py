@@ -86,8 +86,20 @@ def test_an_evaluation_without_groups_leaves_no_table_of_earlier_ones(results: P
 
 
 def test_a_column_that_nobody_has_is_refused_with_those_that_there_are(results: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--by scanner: 0 group .* have the columns site"):
+    with pytest.raises(ConfigError, match=r"--by scanner: no slide .* have the columns site;"):
         evaluate_results(results, by="scanner")
+
+
+def test_one_group_is_not_enough_and_slides_without_a_value_are_counted(
+    results: Path, tmp_path: Path
+) -> None:
+    rows = [f"{name}.tif,{'x' if name == 's0' else ''}" for name in PATIENTS]
+    for name in PATIENTS:
+        (tmp_path / f"{name}.tif").touch()
+    (tmp_path / "sheet.csv").write_text("\n".join(["wsi,stain", *rows]))
+    others = f"{len(PATIENTS) - 1} of {len(PATIENTS)} have none"
+    with pytest.raises(ConfigError, match=rf"--by stain: 1 group of it has labels, and {others};"):
+        evaluate_results(results, by="stain", sheet=tmp_path / "sheet.csv")
 
 
 def test_a_sheet_gives_columns_that_the_results_lack(results: Path, tmp_path: Path) -> None:

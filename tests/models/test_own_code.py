@@ -162,6 +162,8 @@ def test_verify_does_not_run_the_code(trained: Path) -> None:
     [
         (build_with("    return 3"), "gives a int; return a nn.Module"),
         (build_with("    raise KeyError('depth')"), "build fails: KeyError"),
+        (build_with("    raise SystemExit(0)"), "build fails: SystemExit: 0"),
+        ("import sys; sys.exit(0)", "build fails: SystemExit: 0"),
         ("def other(): pass", "has no function build"),
         ("def build(:", "build fails: SyntaxError"),
         (build_with("    return nn.Flatten()"), "gives (2, 7500) for 2 patches and --logits 1"),
@@ -172,6 +174,19 @@ def test_files_that_give_no_network_are_refused(tmp_path: Path, text: str, said:
     code = read_code(f"{write(tmp_path, text)}:build")
     with pytest.raises(ModelError, match=re.escape(said)):
         build_network(code.name, 50, NetworkOptions(), code)
+
+
+def test_a_check_of_a_file_that_ends_the_program_fails(tmp_path: Path) -> None:
+    checked = run("model", "check", f"{write(tmp_path, 'raise SystemExit(0)')}:build")
+    assert checked.exit_code == 1
+    assert "build fails: SystemExit: 0" in checked.output
+
+
+def test_a_file_without_the_name_of_its_function_is_refused_with_the_remedy(
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path, "x = 1")
+    assert f"is named {file}:FUNCTION" in run("model", "check", file).output
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

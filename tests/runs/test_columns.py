@@ -126,6 +126,10 @@ def test_patches_in_a_table_keep_the_columns_of_their_patient(tmp_path: Path) ->
     assert run(*line, "--out", tmp_path / "stores").exit_code == 0
     assert PatchStore(tmp_path / "stores" / "p.patches.zarr").table.columns == {"site": "north"}
     assert PatchStore(tmp_path / "stores" / "q.patches.zarr").table.columns == {}
+    elsewhere = write_png(tmp_path / "elsewhere" / "3.png", tissue(50, 50, 3))
+    (tmp_path / "table.csv").write_text(f"path,patient,label,site\n{elsewhere},r,0,east\n")
+    assert run(*line, "--out", tmp_path / "stores").exit_code == 0
+    assert PatchStore(tmp_path / "stores" / "r.patches.zarr").table.columns == {"site": "east"}
     (tmp_path / "table.csv").write_text("path,patient,label,site\n0.png,p,0,a\n1.png,p,1,b\n")
     answer = run(*line, "--out", tmp_path / "others")
     assert "line 3: its site is another than in the patient's first line" in answer.output

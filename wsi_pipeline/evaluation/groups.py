@@ -169,6 +169,19 @@ class Grouped:
         return "\n".join([what, *lines, self.sentence])
 
 
+def _describe_fault(
+    column: str, groups: Sequence[str], columns: Sequence[Mapping[str, str]]
+) -> str:
+    """Return why the slides cannot be compared, and what to do."""
+    if groups:
+        none = sum(column not in own for own in columns)
+        others = f", and {none} of {len(columns)} have none" if none else ""
+        return f"1 group of it has labels{others}; two are needed, so label slides of another"
+    known = sorted({name for own in columns for name in own})
+    has = f"have the columns {show_names(known)}" if known else "have no further columns"
+    return f"no slide with labels has that column; they {has}; name the sheet with --sheet"
+
+
 def group_slides(
     column: str,
     slides: Sequence[LabelledSlide],
@@ -187,12 +200,7 @@ def group_slides(
     values = [own.get(column, "") for own in columns]
     groups = sorted(set(values) - {""})
     if len(groups) < 2:
-        known = sorted({name for own in columns for name in own})
-        has = f"have the columns {show_names(known)}" if known else "have no further columns"
-        raise ConfigError(
-            f"--by {column}: {len(groups)} group of it has labels, two are needed; the slides"
-            f" {has}; name the sheet with --sheet"
-        )
+        raise ConfigError(f"--by {column}: {_describe_fault(column, groups, columns)}")
     labels, probability, patients = pool_slides(slides)
     sizes = [len(slide.labels) for slide in slides]
     codes = np.repeat([groups.index(value) if value else -1 for value in values], sizes)

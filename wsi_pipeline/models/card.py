@@ -184,6 +184,8 @@ class Card:
 
 def read_card(path: Path) -> Card:
     """Read a checkpoint's card and check the file through. Raises ModelError, naming the fault."""
+    if path.suffix == ".py":
+        raise ModelError(f"{path}: is no model; a network of your own is named {path}:FUNCTION")
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
     text, card, shapes = read_safetensors_card(path, CARD_KEY)

@@ -53,7 +53,7 @@ def check_conformance(code: OwnCode, side_px: int) -> tuple[Finding, ...]:
         options, network = _build(code, side_px)
         x = torch.randn(BATCH, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
         logits = _run(network.eval(), x)
-    except Exception as error:  # noqa: BLE001 - a user's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code may raise anything
         return (Finding("builds, and gives one logit or two", one_line(error)),)
     subject = Subject(code, options, network, x, logits)
     shape = f"builds, and gives {tuple(logits.shape)} for {BATCH} patches of {side_px} px"
@@ -73,7 +73,7 @@ def _build(code: OwnCode, side_px: int) -> tuple[NetworkOptions, nn.Module]:
 def _try(name: str, check: Callable[[Subject], str | None], subject: Subject) -> Finding:
     try:
         return Finding(name, check(subject))
-    except Exception as error:  # noqa: BLE001 - as above
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         return Finding(name, f"{type(error).__name__}: {one_line(error)}")
 
 

@@ -65,7 +65,7 @@ class OwnCode:
             network = function(side_px, CLASSES, dict(options))
         except ModelError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would pass for success
             raise ModelError(
                 f"{self.path}: {self.function} fails: {type(error).__name__}: {one_line(error)};"
                 " correct the file"

@@ -315,8 +315,9 @@ def _read_line(
         raise ConfigError(f"{at}: x or y is no whole number ({error})") from error
     if (x is None) != (y is None):
         raise ConfigError(f"{at}: x and y must both be there, or neither")
-    file = str(find_named(folder, line["path"].strip()).relative_to(folder))
-    return PatchEntry(file, labels[text], x, y)
+    found = find_named(folder, line["path"].strip())
+    file = found.relative_to(folder) if found.is_relative_to(folder) else found
+    return PatchEntry(str(file), labels[text], x, y)
 
 
 def read_stack_table(path: Path) -> list[tuple[str, int]]:

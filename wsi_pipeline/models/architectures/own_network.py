@@ -34,7 +34,7 @@ def build_own(code: OwnCode, side_px: int, options: NetworkOptions) -> OwnNetwor
     try:
         with torch.inference_mode():
             output = network.eval()(torch.zeros(2, 3, side_px, side_px))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"{code.path}: does not take patches (2, 3, {side_px}, {side_px}) of float32"
             f" ({one_line(error)}); correct it, or cut others"
