@@ -29,7 +29,12 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.card import hash_patient
 from wsi_pipeline.outputs.heatmap import Aggregation, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.run_files import read_finished
-from wsi_pipeline.store.predictions import Predictions, find_results, open_result
+from wsi_pipeline.store.predictions import (
+    Predictions,
+    find_results,
+    open_result,
+    refuse_estimates,
+)
 from wsi_pipeline.training.evaluate import Compared, compare
 from wsi_pipeline.training.metrics import Floats, Labels, Names
 
@@ -216,6 +221,7 @@ def _open_all(results: Path) -> list[Predictions]:
     predictions = [open_result(folder) for folder in find_results([results])]
     if not predictions:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
+    refuse_estimates(predictions)
     return predictions
 
 

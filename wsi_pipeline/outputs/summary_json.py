@@ -113,8 +113,10 @@ def add_review(summary: SlideSummary, folder: Path, fingerprint: str, grid: Grid
     """Return the summary with the estimate of the slide's review, where a person reviewed it.
 
     `folder`, fingerprint and grid are the slide's. A review that is damaged, or of other patches,
-    is left out with a warning.
+    is left out with a warning; an estimate stays one.
     """
+    if summary.slide_patches is not None:
+        return summary
     path = review_path(folder.parent, folder.name)
     try:
         found = read_estimate(path, fingerprint, grid)

@@ -103,6 +103,8 @@ class ReviewService:
 
     def _start(self, loaded: LoadedResult) -> Review:
         table, heatmap = loaded.table, loaded.heatmap
+        if table.sample is not None:
+            raise Refusal(409, "is an estimate of a sample; infer the whole slide first")
         return start_review(
             loaded.result.folder.name,
             table.slide.fingerprint,

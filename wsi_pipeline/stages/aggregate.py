@@ -43,7 +43,7 @@ from wsi_pipeline.outputs.summarise import describe_summary, summarise
 from wsi_pipeline.outputs.summary_json import add_review, read_summary
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages.plan import describe_doubts
+from wsi_pipeline.stages.plan import describe_areas, describe_doubts
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired, without_view
 from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
@@ -180,7 +180,8 @@ def describe_result(
 ) -> SlideOutcome:
     """Return the outcome of a slide by the summary in its committed folder."""
     summary = read_summary(target)
-    doubts = describe_doubts(Predictions(target / PREDICTIONS).table)
+    table = Predictions(target / PREDICTIONS).table
+    doubts = describe_areas(table) + describe_doubts(table)
     state, message, patches = summary.state, describe_summary(summary) + doubts, summary.patches
     return SlideOutcome(slide_id, str(path), state, message, patches, is_resumed_whole)
 

@@ -75,7 +75,8 @@ def _whole(recipe: Mapping[str, Any]) -> dict[str, Any]:
     source = recipe.get("source")
     if not isinstance(source, Mapping):
         return dict(recipe)
-    return {**recipe, "source": {name: source[name] for name in source.keys() - {*PART}}}
+    kept = {name: entry for name, entry in source.items() if name not in PART}
+    return {**recipe, "source": kept}
 
 
 def is_same_but_part(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -118,7 +119,7 @@ def read_extensible(target: Path, slide: SlideInfo) -> dict[str, Any]:
         what = f"takes the slide at {source.get('slide_mpp')} µm/px, the file says {slide.mpp:g}"
         remedy = "infer it with --force, or add the area by `wsi infer` with the same scale"
     else:
-        return {name: source[name] for name in source.keys() - {*PART}}
+        return {name: entry for name, entry in source.items() if name not in PART}
     raise StoreError(f"{target}: {what}, to which no area can be added; {remedy}")
 
 

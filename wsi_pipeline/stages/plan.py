@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from wsi_pipeline.core.choices import AUTO, MASK_SUFFIX, PREDICTIONS, ZARR_JSON
+from wsi_pipeline.core.choices import AUTO, MASK_SUFFIX, PREDICTIONS, ROLES, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
@@ -178,6 +178,13 @@ def _open_slide_patches(
 def open_store(path: Path, work: str) -> PatchStore:
     """Return a finished store, which stays open while one piece of `work` reads it."""
     return PatchStore(path)
+
+
+def describe_areas(table: PatchTable) -> str:
+    """Return how many patches lie in drawn areas alone, to be added to a slide's line."""
+    role, area = table.role, ROLES.index("area")
+    count = 0 if role is None else int(np.count_nonzero(role == area))
+    return f"; {count:,} of them in drawn areas alone" if count else ""
 
 
 def describe_doubts(table: PatchTable) -> str:

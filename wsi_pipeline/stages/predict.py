@@ -136,7 +136,8 @@ def _predict_unknown(
     started = time.perf_counter()
     logits, spread = known.of_block(table, block)
     numbers = table.numbers[table.block_slice(block)]
-    sample = np.empty(0, np.intp) if known.has_distance_of(table) else find_sample(table, block)
+    is_known = predictor.model.domain is None or known.has_distance_of(table)
+    sample = np.empty(0, np.intp) if is_known else find_sample(table, block)
     rows = [
         known.compared[number] for number in numbers[sample].tolist() if number in known.compared
     ]

@@ -6,7 +6,7 @@ the spread of its members' logits.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,16 @@ class Predictions:
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
             raise damage_error(self.path, "probabilities outside 0 to 1")
         return values
+
+
+def refuse_estimates(predictions: Iterable[Predictions]) -> None:
+    """Raise StoreError where one is of a sample of its slide, for work that needs all patches."""
+    for each in predictions:
+        if each.table.sample is not None:
+            raise StoreError(
+                f"{each.path.parent}: is an estimate of a sample of the slide; run `wsi infer`"
+                " without --sample first"
+            )
 
 
 def _read_distance(
