@@ -176,6 +176,21 @@ def test_files_that_give_no_network_are_refused(tmp_path: Path, text: str, said:
         build_network(code.name, 50, NetworkOptions(), code)
 
 
+def test_a_group_is_held_out_from_an_own_network(trained: Path) -> None:
+    stores = sorted(
+        path.name.removesuffix(".patches.zarr") for path in (trained / "stores").iterdir()
+    )
+    for name in stores:
+        (trained / f"{name}.tif").touch()
+    lines = [f"{name}.tif,{'north' if index % 2 else 'south'}" for index, name in enumerate(stores)]
+    (trained / "sheet.csv").write_text("\n".join(["wsi,site", *lines]))
+    sites = ("--hold-out-by", "site", "--sheet", trained / "sheet.csv")
+    words = ("train", trained / "stores", "--arch", name_in(trained), *sites, *TRAIN)
+    done = run(*words, "--out", trained / "sites")
+    assert done.exit_code == 0, done.output
+    assert (trained / "sites" / "summary" / "held_out.csv").is_file()
+
+
 def test_a_check_of_a_file_that_ends_the_program_fails(tmp_path: Path) -> None:
     checked = run("model", "check", f"{write(tmp_path, 'raise SystemExit(0)')}:build")
     assert checked.exit_code == 1

@@ -97,6 +97,13 @@ def read_code(name: str) -> OwnCode:
     return OwnCode(path.resolve(), match[2], source)
 
 
+def trust_own(code: OwnCode | None) -> ExternalModelTerms:
+    """Return the terms of a model whose network this process has built from the user's file."""
+    if code is None:
+        return ExternalModelTerms()
+    return ExternalModelTerms(trust=f"sha256:{code.sha256}", code=f"{code.path}:{code.function}")
+
+
 def take_own_code(
     path: Path, architecture: str, recorded: Mapping[str, Any] | None, terms: ExternalModelTerms
 ) -> OwnCode | None:

@@ -23,6 +23,7 @@ from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.training_options import TrainOptions
 from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.models.own_code import trust_own
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.slides.sheet import read_columns
 from wsi_pipeline.store.commit import Staging
@@ -173,7 +174,7 @@ def _judge(
     run: Path, group: HeldOut, patches: LabelledPatches, config: TrainConfig
 ) -> HeldOutScores:
     """Return the metrics of a group's patches by a model, at the model's own threshold."""
-    model = load_model(run / MODEL_FILE)
+    model = load_model(run / MODEL_FILE, trust_own(config.code))
     predictor = Predictor(model, choose_setting(config))
     parts = range(0, len(group.members), PATCHES_AT_ONCE)
     members = (group.members[start : start + PATCHES_AT_ONCE] for start in parts)
