@@ -1,5 +1,6 @@
 """`wsi infer`, and what its `--dry-run` prints."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ from .options import (
     DEFAULT_RESULTS,
     EXISTING,
     build,
+    check_watch,
     count_slides,
     describe_taken,
     make_out_option,
     mode_option,
     options_of,
     unless_default,
+    watch_option,
 )
 from .run_file import ConfigCommand
 
@@ -72,6 +75,7 @@ STEP = 1000
     is_flag=True,
     help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.",
 )
+@watch_option
 @click.option(
     "--view",
     "is_viewed",
@@ -89,6 +93,7 @@ def infer(
     model: Path | None,
     out: Path,
     dry_run: bool,
+    watch: bool,
     is_viewed: bool,
     **options: Any,
 ) -> None:
@@ -107,30 +112,34 @@ def infer(
         raise click.UsageError("give one of slides, --stores and --sheet")
     if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
+    check_watch(watch, dry_run=dry_run, stores=stores, sheet=sheet, shard=options["shard"])
     with view_alongside(out if is_viewed and not dry_run else None) as viewer:
         with show_progress(None if dry_run else out) as progress:
             from wsi_pipeline.models.loading import describe_place, find_model
             from wsi_pipeline.runs.dry_run import preview_run
             from wsi_pipeline.runs.infer import infer_slides, list_stores
+            from wsi_pipeline.runs.watch import Watched, watch_slides
             from wsi_pipeline.slides.selection import find_slides
 
             settings = build(InferOptions, options)
-            if stores:
-                found = list_stores(stores)
-            else:
-                found = find_slides(slides, recursive=recursive, sheet=sheet)
+            find = partial(find_slides, slides, recursive=recursive, sheet=sheet)
+            found = list_stores(stores) if stores else [] if watch else find()
             model = find_model(model)
-            taken = f"{count_slides(found)}, {describe_place(model)}"
+            taken = count_slides(found, slides if watch else ())
+            taken = f"{taken}, {describe_place(model)}"
             progress.warn(printable(describe_taken(taken, None if dry_run else out)))
             viewer.start(progress.warn)
             if dry_run:
                 preview = preview_run(found, model, out, settings, progress)
+            elif watch:
+                run = partial(infer_slides, model=model, results=out, options=settings)
+                account = watch_slides(Watched(slides, recursive), out, run, progress)
             else:
                 account = infer_slides(found, model, out, settings, progress)
         if dry_run:
             print_preview(preview, out, settings.keep_patches)
             leave(preview.account.exit_code)
-        if viewer.is_running:
+        if viewer.is_running and not watch:
             close_run(account, out / INDEX_HTML)
             viewer.wait()
             leave(account.exit_code)

@@ -260,8 +260,13 @@ def unless_default(folder: Path, default: Path) -> tuple[Path, ...]:
     return () if folder == default else (folder,)
 
 
-def count_slides(found: Sequence[object]) -> str:
-    """Return the number of slides in words; their names may be patients'."""
+def count_slides(found: Sequence[object], watched: Sequence[object] = ()) -> str:
+    """Return the number of slides in words, or the watched places.
+
+    Names of slides may be patients'.
+    """
+    if watched:
+        return f"what comes into {list_words(watched)}"
     return f"{len(found):,} slide{'' if len(found) == 1 else 's'}"
 
 
@@ -269,6 +274,25 @@ def list_words(places: Sequence[object]) -> str:
     """Return some places as words, the first three of them."""
     shown = " ".join(str(place) for place in places[:3])
     return shown if len(places) <= 3 else f"{shown} … ({len(places)})"
+
+
+watch_option = click.option(
+    "--watch",
+    panel="Operation",
+    is_flag=True,
+    help=(
+        "Go on looking for new slides in the folders, and run those that have not changed for a"
+        " minute, until Ctrl+C."
+    ),
+)
+
+
+def check_watch(watch: bool, **others: object) -> None:
+    """Raise UsageError where --watch and any of the `others`, named as their options, is given."""
+    given = [name for name, value in others.items() if value]
+    if watch and given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise click.UsageError(f"--watch looks into folders again and again; leave {flag} out")
 
 
 slides_option = click.option("--slides", type=RESULTS, metavar="DIR", help="As in `wsi serve`.")

@@ -136,7 +136,7 @@ def close_run(account: RunAccount, where: Path) -> int:
     """Print how the run ended and where its products are; return its exit code."""
     already = sum(outcome.is_resumed_whole for outcome in account.outcomes)
     with suppress(BrokenPipeError):  # as with `| head -1`: the run is done all the same
-        if already == len(account.outcomes):
+        if 0 < already == len(account.outcomes):
             click.echo(f"nothing to do: every {account.noun} was already done by an earlier run")
         elif already:
             click.echo(f"{already} {account.noun}s were already done by an earlier run")

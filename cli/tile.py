@@ -15,12 +15,14 @@ from .main import leave, printable
 from .options import (
     DEFAULT_STORES,
     build,
+    check_watch,
     count_slides,
     describe_taken,
     make_out_option,
     mode_option,
     options_of,
     unless_default,
+    watch_option,
 )
 from .run_file import ConfigCommand
 
@@ -52,6 +54,7 @@ CUT = ("Input", "Scale", "Tissue", "Labels", "Output")
     is_flag=True,
     help="Only say how many patches each slide would give; writes nothing but --preview.",
 )
+@watch_option
 @click.option(
     "--preview",
     panel="Operation",
@@ -69,6 +72,7 @@ def tile(
     recursive: bool,
     out: Path,
     dry_run: bool,
+    watch: bool,
     preview: bool,
     **options: Any,
 ) -> None:
@@ -83,6 +87,7 @@ def tile(
 
     if preview and not dry_run:
         raise click.UsageError("--preview belongs to --dry-run")
+    check_watch(watch, dry_run=dry_run, sheet=sheet, shard=options["shard"])
     if bool(places or slides) == bool(sheet) or (sheet and options["labels"]):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
     with show_progress(None if dry_run else out) as progress:
@@ -94,15 +99,21 @@ def tile(
             read_tiling,
             tile_slides,
         )
+        from wsi_pipeline.runs.watch import Watched, watch_slides
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(TileOptions, options)
         if settings.magnification is not None:
             mpp = read_tiling(settings).spec.mpp
             progress.warn(f"{settings.magnification:g}x is taken as {mpp:g} µm/px")
-        found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
-        progress.warn(printable(describe_taken(count_slides(found), None if dry_run else out)))
-        if dry_run:
+        slides = (*places, *slides)
+        found = [] if watch else find_slides(slides, recursive=recursive, sheet=sheet)
+        taken = count_slides(found, slides if watch else ())
+        progress.warn(printable(describe_taken(taken, None if dry_run else out)))
+        if watch:
+            run = partial(tile_slides, out=out, options=settings)
+            account = watch_slides(Watched(slides, recursive), out, run, progress)
+        elif dry_run:
             words = partial(spell_command, out=out, options=settings)
             pages = TilingPages(out, words) if preview else None
             account = preview_tiling(found, settings, pages)
@@ -111,7 +122,7 @@ def tile(
     if dry_run:
         print_preview(account, "" if preview else "nothing was written")
         leave(account.exit_code)
-    end_run(account, out, *_propose(find_classes(out), out, sheet, (*places, *slides)))
+    end_run(account, out, *_propose(find_classes(out), out, sheet, slides))
 
 
 def _propose(

@@ -96,6 +96,9 @@ STATEFUL = {
     "JobQueue",
     "SlideTimes",
     "Batch",
+    "LocalCopies",
+    "CopiedJob",
+    "Watched",
 }
 """Dataclasses that change while something runs; all others hold what was checked once, where it
 entered.

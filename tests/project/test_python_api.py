@@ -41,8 +41,10 @@ GIVEN_BY_NAME = {
     "aggregate": {"results", "out"},
 }
 """Parameters that the function itself has."""
-ONLY_OF_THE_COMMAND = {"dry_run", "is_viewed", "preview", "mode", "help"}
-"""A preview is printed, a browser opened; permissions of files are the process's own in Python."""
+ONLY_OF_THE_COMMAND = {"dry_run", "is_viewed", "preview", "watch", "mode", "help"}
+"""A preview is printed, a browser opened, a watch ends with Ctrl+C; permissions of files are the
+process's own in Python.
+"""
 
 
 def parameters(name: str) -> dict[str, click.Parameter]:

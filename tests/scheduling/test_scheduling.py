@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.core.options import WorkerOptions
 from wsi_pipeline.models.choice import Gpu
 from wsi_pipeline.runs.workers import choose_gpus, choose_workers
-from wsi_pipeline.scheduling import Deadlines, WorkerPool, Workers, open_workers, run_jobs
+from wsi_pipeline.scheduling import Deadlines, NotYet, WorkerPool, Workers, open_workers, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
 from wsi_pipeline.scheduling.worker_process import choose_deadline, gpu_environment
@@ -93,6 +94,27 @@ def test_a_job_held_by_another_is_reported_and_the_rest_go_on(
     results = run_jobs(make_jobs(tmp_path, 3, job0={"is_locked": True}), pool, Notes())
     assert isinstance(results[0], EnvironmentFault)
     assert results[1:] == [6, 6]
+
+
+@dataclass(frozen=True)
+class AloneJob(CountJob):
+    """Waits until no other is under way."""
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        if any(self.folder.parent.glob("*/lock")):
+            raise NotYet
+        with super().hold():
+            yield
+
+
+def test_a_job_that_cannot_begin_yet_waits_until_another_has_ended(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    jobs = [AloneJob(job.folder, blocks=4) for job in make_jobs(tmp_path, 3)]
+    notes = Notes()
+    assert run_jobs(jobs, pool, notes) == [6] * 3
+    assert [job for job, _ in notes.blocks] == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_a_job_without_blocks_is_finished(pool: WorkerPool, tmp_path: Path) -> None:

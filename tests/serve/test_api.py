@@ -1099,7 +1099,7 @@ def test_jobs_share_workers_until_one_breaks_off(
             raise RuntimeError("broken off")
         return infer_slides(*arguments, **others)
 
-    monkeypatch.setattr(job_queue, "open_workers", count)
+    monkeypatch.setattr("wsi_pipeline.scheduling.run.open_workers", count)
     monkeypatch.setattr(job_queue, "infer_slides", break_off)
     slides = {name: write_slide(tmp_path / f"{name}.tiff", tissue(200, 200)) for name in "acbd"}
     model = write_model(tmp_path / "m.safetensors")

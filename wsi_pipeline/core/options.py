@@ -251,6 +251,9 @@ class RunOptions(WorkerOptions, ForceOptions, SpaceOptions):
     shard: str | None = option(
         None, OPERATION, "Take only every N-th slide, from the I-th on: one share of an array job.",
         metavar="I/N")
+    stage: Path | None = option(None, OPERATION,
+        "A folder on a local disk, for slides on a slow share: the next slide is copied there while"
+        " the present one runs, and the copy deleted afterwards.", metavar="DIR", path="made")
 
 
 @dataclass(frozen=True, kw_only=True)

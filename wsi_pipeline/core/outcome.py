@@ -326,6 +326,14 @@ class RunAccount:
         )
         return replace(self, outcomes=outcomes)
 
+    def after(self, earlier: "RunAccount | None") -> "RunAccount":
+        """Return the account with the outcomes of earlier runs of other slides before its own."""
+        if earlier is None:
+            return self
+        own = {outcome.path for outcome in self.outcomes}
+        others = (outcome for outcome in earlier.outcomes if outcome.path not in own)
+        return replace(self, outcomes=(*others, *self.outcomes))
+
     @property
     def sentence(self) -> str:
         """The outcome of the run for people: `4 slides: 2 ok, 1 damaged, 1 failed`."""

@@ -145,6 +145,14 @@ class SlideTimes:
         return {"total": time.perf_counter() - self.opened} | self.stages
 
 
+class Interrupted(Exception):
+    """The user has ended a run, of which the outcomes so far are kept."""
+
+    def __init__(self, account: RunAccount) -> None:
+        super().__init__("interrupted")
+        self.account = account
+
+
 @dataclass
 class Batch:
     """Jobs on their way, their outcomes, and the seconds they took."""
@@ -157,6 +165,8 @@ class Batch:
     patches_predicted: int = 0
     pace: Pace = field(init=False)
     slide_times: dict[int, SlideTimes] = field(default_factory=dict)
+    is_interrupted: bool = False
+    """The user has ended it; jobs may be without an outcome."""
 
     def __post_init__(self) -> None:
         self.pace = Pace(len(self.jobs), self.noun)
@@ -206,8 +216,9 @@ class Batch:
 
     @property
     def account(self) -> RunAccount:
-        """Every slide's outcome, in the order they were given."""
-        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.jobs))), self.noun)
+        """Every slide's outcome, in the order they were given; if interrupted, those there are."""
+        numbers = sorted(self.outcomes) if self.is_interrupted else range(len(self.jobs))
+        return RunAccount(tuple(self.outcomes[job] for job in numbers), self.noun)
 
 
 @dataclass(frozen=True)
@@ -235,10 +246,12 @@ def run_batch(
     disk_space: DiskSpace | None = None,
     noun: str = "slide",
     done: Mapping[int, SlideOutcome] | None = None,
+    keeps_account: bool = False,
 ) -> Batch:
     """Run every job while there is `disk_space`; each slide ends in one outcome.
 
-    Those that are `done` already end at once, by their number; no worker is needed for them.
+    Those that are `done` already end at once, by their number; no worker is needed for them. A
+    batch that `keeps_account` ends with what it has where the user interrupts it.
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
     batch = Batch(jobs, listener, events or EventLog(None), noun)
@@ -250,8 +263,13 @@ def run_batch(
     left = [number for number in range(len(jobs)) if number not in (done or {})]
     if left:
         checked = [SpaceCheckedJob(jobs[number], space, umask) for number in left]
-        run_jobs(checked, workers, _Numbered(batch, left))
-    for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
+        try:
+            run_jobs(checked, workers, _Numbered(batch, left))
+        except BaseException as end:
+            if isinstance(end, Exception) or not keeps_account:
+                raise
+            batch.is_interrupted = True
+    for job, outcome in ((jobs[number], batch.outcomes[number]) for number in batch.outcomes):
         if outcome.state is not SlideState.FAILED and not job.target.exists():
             raise EnvironmentFault(
                 f"{job.target}: was made by a worker but is not here; give a folder that this"

@@ -37,11 +37,12 @@ from wsi_pipeline.outputs.run_files import (
     write_run_json,
     write_slides_tables,
 )
-from wsi_pipeline.runs.batch import Batch, run_batch
+from wsi_pipeline.runs.batch import Batch, Interrupted, run_batch
 from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.done import find_done
 from wsi_pipeline.runs.events import log_events
+from wsi_pipeline.runs.local_copies import LocalCopies
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
@@ -75,14 +76,17 @@ def infer_slides(
     options: InferOptions | None = None,
     listener: Listener | None = None,
     open_pool: Callable[[Workers], AbstractContextManager[WorkerPool]] = open_workers,
+    earlier: RunAccount | None = None,
     *,
     extends: bool = False,
 ) -> RunAccount:
     """Run a model over slides or patch stores; write each one's results and the tables.
 
     Labels of stores are copied to their results, for `wsi evaluate`. `open_pool` starts the
-    workers, where any work is left for them. `extends`: areas that are drawn on the slides are
-    added to their results as they are; without results they are all that is assessed.
+    workers, where any work is left for them. With the account of `earlier` runs the tables and
+    the account are of all, also where the user interrupts it; then Interrupted is raised.
+    `extends`: areas that are drawn on the slides are added to their results as they are; without
+    results they are all that is assessed.
     """
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
@@ -90,6 +94,7 @@ def infer_slides(
     slides, suffix = take_share(scale_by_table(slides, options), options.shard)
     tiling = read_tiling(options, facts)
     workers = choose_workers(options, options.device)
+    copies = LocalCopies.choose(options, workers, slides)
     unsettled = choose_unsettled(facts, model, options)
     jobs = make_jobs(slides, unsettled, tiling, results, options, extends)
     done = find_done(jobs, here=not workers.processes)
@@ -106,14 +111,19 @@ def infer_slides(
             used = {"architecture": facts.architecture, "digest": facts.digest}
             told = parameters | {"model": used}
             events = log.enter_context(log_events(results, "infer", len(jobs), told, suffix))
-            batch = run_batch(jobs, pool, listener, events, DiskSpace(options.min_free), done=done)
+            lent = work.enter_context(copies.lend(jobs))
+            space, keeps = DiskSpace(options.min_free), earlier is not None
+            batch = run_batch(lent, pool, listener, events, space, "slide", done, keeps)
         listener.working_on("writing the tables and the page of all slides")
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         record = describe_run(batch, facts, parameters, seconds)
-        account = write_tables(results, batch.account, record, suffix, facts.spec.icc)
+        account = batch.account.after(earlier)
+        account = write_tables(results, account, record, suffix, facts.spec.icc)
         for folder in (results, options.keep_patches):
             if folder is not None and folder.is_dir():
                 remove_dead_asides(folder)
+        if batch.is_interrupted:
+            raise Interrupted(account)
         events.run_ended(account, batch.patches_predicted, seconds)
     return account
 

@@ -189,7 +189,7 @@ def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
         for path in sorted((hidden / "staging").glob("*"))
         if (match := STAGED.fullmatch(path.name))
     }
-    locked = {path.stem for path in (hidden / "locks").glob("*.lock")}
+    locked = {path.stem for path in (hidden / "locks").glob("[!.]*.lock")}
     found = []
     for name in sorted(staged.keys() | locked):
         owner = read_owner(folder / name)

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ from wsi_pipeline.labels.rules import read_rules
 from wsi_pipeline.labels.tissue_mask import match_mask
 from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
 from wsi_pipeline.outputs.tiling_page import TilingCommand, write_tiling_page
-from wsi_pipeline.runs.batch import run_batch
+from wsi_pipeline.runs.batch import Interrupted, run_batch
 from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
+from wsi_pipeline.runs.local_copies import LocalCopies
 from wsi_pipeline.runs.workers import choose_workers, take_share
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
@@ -83,27 +84,35 @@ def tile_slides(
     out: Path,
     options: TileOptions | None = None,
     listener: Listener | None = None,
+    open_pool: Callable[[Workers], AbstractContextManager[WorkerPool]] = open_workers,
+    earlier: RunAccount | None = None,
 ) -> RunAccount:
-    """Cut every slide into a patch store in `out`."""
+    """Cut every slide into a patch store in `out`; `open_pool` and `earlier` as in `infer`."""
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
     masks = read_masks(options)
     slides = label_slides(slides, options.labels, options.patient_regex, masks)
     slides, suffix = take_share(scale_by_table(slides, options), options.shard)
     workers = choose_workers(options, tiled=max(len(slides), 1))
+    copies = LocalCopies.choose(options, workers, slides)
     make_folder(out)
     jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]
     parameters = {"tiling": asdict(tiling), "codec": codec.to_json(), "force": options.force}
     with log_events(out, "tile", len(jobs), parameters, suffix) as events:
-        batch = run_batch(jobs, workers, listener, events, DiskSpace(options.min_free))
-        write_failures_csv(out, batch.account.outcomes, suffix=suffix)
+        space, keeps = DiskSpace(options.min_free), earlier is not None
+        with open_pool(workers) as pool, copies.lend(jobs) as lent:
+            batch = run_batch(lent, pool, listener, events, space, keeps_account=keeps)
+        account = batch.account.after(earlier)
+        write_failures_csv(out, account.outcomes, suffix=suffix)
         remove_dead_asides(out)
         made = _list_made(jobs, batch.account)
         warn_of_mixture([slide.colour_profile for slide in made], tiling.spec.icc)
         warn_of_unseen_damage(slide.reader_note for slide in made)
-        events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
+        if batch.is_interrupted:
+            raise Interrupted(account)
+        events.run_ended(account, batch.pace.patches_done, batch.seconds)
     warn_missing_classes(job.target for job in jobs if job.slide.label_file)
-    return batch.account
+    return account
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +169,9 @@ def _preview_slide(
 
 def _list_made(jobs: Sequence[TileJob], account: RunAccount) -> list[SlideInfo]:
     """Return each slide that has a store."""
-    made = zip(jobs, account.outcomes, strict=True)
-    targets = [job.target for job, outcome in made if outcome.state is not SlideState.FAILED]
+    failed = {each.path for each in account.outcomes if each.state is SlideState.FAILED}
+    ended = {each.path for each in account.outcomes} - failed
+    targets = [job.target for job in jobs if str(job.slide.path) in ended]
     return [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
 
 

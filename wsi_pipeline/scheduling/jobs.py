@@ -33,11 +33,15 @@ ReportIn = TypeVar("ReportIn", contravariant=True)
 ResultIn = TypeVar("ResultIn", contravariant=True)
 
 
+class NotYet(Exception):
+    """A job cannot begin while others are under way; raised by `hold`, which is tried again."""
+
+
 class Job(Protocol[PlanT, ReportT, ResultOut]):
     """One slide's work; picklable."""
 
     def hold(self) -> AbstractContextManager[None]:
-        """Entered in this process while the job runs: its lock."""
+        """Entered in this process while the job runs: its lock. May raise NotYet."""
 
     def prepare(self) -> PlanT: ...
 

@@ -15,6 +15,7 @@ from wsi_pipeline.scheduling.jobs import (
     Executor,
     Job,
     Listener,
+    NotYet,
     PlanT,
     ReportT,
     ResultT,
@@ -104,6 +105,30 @@ def open_workers(workers: Workers) -> Iterator[WorkerPool]:
         yield WorkerPool(executor, window=2 * max(executor.processes, 1))
 
 
+class KeptWorkers:
+    """Workers that stay between runs, and with them the model that they have loaded."""
+
+    def __init__(self) -> None:
+        self._opened = ExitStack()
+        self._pool: WorkerPool | None = None
+
+    @contextmanager
+    def open(self, workers: Workers) -> Iterator[WorkerPool]:
+        """Open workers, or take those of the last run."""
+        if not workers.processes:  # the plain loop limits the memory of this process
+            with open_workers(workers) as pool:
+                yield pool
+            return
+        if self._pool is None:
+            self._pool = self._opened.enter_context(open_workers(workers))
+        yield self._pool
+
+    def close(self) -> None:
+        """End the workers: after a run that broke off, nobody waits for what they still do."""
+        self._pool = None
+        self._opened.close()
+
+
 def run_jobs(
     jobs: Sequence[Job[PlanT, ReportT, ResultT]],
     workers: Workers | WorkerPool,
@@ -135,14 +160,17 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         self._listener = listener
         self._active: dict[int, _Active] = {}
         self._results: dict[int, ResultT | Exception] = {}
+        self._is_full = False
+        """The next job waits until another has ended."""
 
     def results(self) -> list[ResultT | Exception]:
         """Run to the end."""
         waiting = deque(range(len(self._jobs)))
         try:
             while waiting or self._active:
-                while waiting and len(self._active) < self._window:
-                    self._start(waiting.popleft())
+                while waiting and len(self._active) < self._window and not self._is_full:
+                    if self._start(waiting[0]):
+                        waiting.popleft()
                 if self._active:
                     self._advance(*self._executor.next_done())
         finally:
@@ -150,15 +178,23 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
                 active.lock.close()
         return [self._results[index] for index in range(len(self._jobs))]
 
-    def _start(self, index: int) -> None:
+    def _start(self, index: int) -> bool:
+        """Start a job; False where it is to be tried again when another has ended."""
         active = _Active(self._jobs[index], ExitStack())
         try:
             active.lock.enter_context(active.job.hold())
+        except NotYet as error:
+            if self._active:
+                self._is_full = True
+                return False
+            self._conclude(index, error)
+            return True
         except Exception as error:  # noqa: BLE001 - an unavailable lock is the job's result
             self._conclude(index, error)
-            return
+            return True
         self._active[index] = active
         self._executor.submit(Step(index, "prepare"), active.job.prepare)
+        return True
 
     def _advance(self, step: Step, value: Any) -> None:
         active = self._active.get(step.job)
@@ -184,6 +220,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
     def _conclude(self, index: int, result: ResultT | Exception) -> None:
         if (active := self._active.pop(index, None)) is not None:
             active.lock.close()
+        self._is_full = False
         self._results[index] = result
         self._listener.ended(index, result)
         if isinstance(result, Exception):

@@ -4,8 +4,7 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,7 @@ from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.runs.infer import infer_slides
-from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
+from wsi_pipeline.scheduling import KeptWorkers
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.slides.found_slide import FoundSlide
 
@@ -94,8 +93,7 @@ class JobQueue:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: dict[str, InferenceJob] = {}
-        self._workers = ExitStack()
-        self._pool: WorkerPool | None = None
+        self._workers = KeptWorkers()
         self._waiting: queue.SimpleQueue[InferenceJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
@@ -151,20 +149,7 @@ class JobQueue:
             self._clear_up("the list of slides was not read again", self.on_end)
         self._end_workers()
 
-    @contextmanager
-    def _keep_workers(self, workers: Workers) -> Iterator[WorkerPool]:
-        """Open workers, or take those of the last job, which have loaded the model."""
-        if not workers.processes:  # the plain loop limits the memory of this process
-            with open_workers(workers) as pool:
-                yield pool
-            return
-        if self._pool is None:
-            self._pool = self._workers.enter_context(open_workers(workers))
-        yield self._pool
-
     def _end_workers(self) -> None:
-        """End the workers: after a job that broke off, what they still do is nobody's."""
-        self._pool = None
         self._clear_up("workers were not ended", self._workers.close)
 
     def _clear_up(self, otherwise: str, act: Callable[[], None]) -> None:
@@ -181,7 +166,7 @@ class JobQueue:
             infer_slides(
                 *([job.slide], self.model, self.results, options),
                 listener=job,
-                open_pool=self._keep_workers,
+                open_pool=self._workers.open,
             )
         except Cancelled:
             self._end_workers()

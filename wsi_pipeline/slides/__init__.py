@@ -1,7 +1,7 @@
 """Slides of every kind behind one interface."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_pipeline.core.choices import AUTO, RAW, SRGB
@@ -15,6 +15,7 @@ from wsi_pipeline.slides import (
 )
 from wsi_pipeline.slides.base import SlideReader, UnsupportedKind, UserScale
 from wsi_pipeline.slides.checks import check_slide_file
+from wsi_pipeline.slides.found_slide import FoundSlide
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,15 @@ def open_slide(
         f"{path}: not a slide or image that any reader knows; move it out of the folder or"
         " convert it"
     )
+
+
+def open_found(
+    slide: FoundSlide, scale: float | UserScale | None, reader: str = AUTO, icc: str = RAW
+) -> SlideReader:
+    """Open a slide of a run, or its copy, which is called as the slide. Raises SlideError."""
+    opened = open_slide(slide.copy or slide.path, slide.slide_id, scale, reader, icc)
+    opened.info = replace(opened.info, path=str(slide.path))
+    return opened
 
 
 def _check_direct(path: Path, reader: SlideReader) -> SlideReader:

@@ -40,8 +40,7 @@ class Level(NamedTuple):
 class SlideReader(Protocol):
     """An open slide."""
 
-    @property
-    def info(self) -> SlideInfo: ...
+    info: SlideInfo
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -40,6 +40,8 @@ class FoundSlide:
     """A patch store instead of a slide."""
     columns: tuple[tuple[str, str], ...] = ()
     """Name and value of each free column of the sample sheet that is not empty."""
+    copy: Path | None = None
+    """A copy on a faster disk, which is read in place of `path`; nothing is named by it."""
 
     @property
     def columns_entry(self) -> dict[str, dict[str, str]]:

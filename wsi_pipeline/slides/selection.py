@@ -70,6 +70,10 @@ LINKS_SUFFIX = ".links"
 """Of such folders of earlier versions, which lie beside their key."""
 
 
+class NoSlides(ConfigError):
+    """The places are there, and hold no slides."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One share of a divided run: every `count`-th slide from number `number`, counted from 1."""
@@ -180,7 +184,7 @@ def list_slides(
     if not once:
         where = ", ".join(map(str, places))
         beside = f" ({describe_passed(passed)})" if passed else ""
-        raise ConfigError(f"{where}: no slide files{beside}; name a folder that holds some")
+        raise NoSlides(f"{where}: no slide files{beside}; name a folder that holds some")
     named = {path: _named_as(path, name) for path, name in merge_series([*once.values()]).items()}
     names = name_slides(list(named.values()))
     slides = [FoundSlide(name, path) for name, path in zip(names, named, strict=True)]

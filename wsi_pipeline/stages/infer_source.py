@@ -16,7 +16,7 @@ from wsi_pipeline.models.card import ModelFacts
 from wsi_pipeline.models.choice import ModelChoice
 from wsi_pipeline.models.loading import read_unchanged
 from wsi_pipeline.outputs import View
-from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides import open_found
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.part import (
@@ -86,9 +86,8 @@ class InferRequest:
 
     def open(self) -> closing[SlideReader]:
         """Return the open slide."""
-        slide, scale = self.slide, self.config.scale_of(self.slide)
-        reader, icc = self.config.reader, self.config.spec.icc
-        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
+        scale, icc = self.config.scale_of(self.slide), self.config.spec.icc
+        return closing(open_found(self.slide, scale, self.config.reader, icc))
 
     def read_facts(self) -> ModelFacts:
         """Return what the model states, read without its engine. Raises ModelError."""

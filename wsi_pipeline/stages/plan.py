@@ -5,7 +5,7 @@ A job has one plan per slide. A preview is found out without writing anything.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.scheduling import Job
-from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides import open_found
 from wsi_pipeline.slides.base import UserScale
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
@@ -74,6 +74,11 @@ class SlidePlan:
     def missing_patches(self) -> int:
         """Patches in the missing blocks."""
         return sum(min(self.block_size, self.patches - b * self.block_size) for b in self.blocks)
+
+    def with_stamp(self, stamp: tuple[int, int]) -> Self:
+        """Return the plan of a slide that was copied when its file had that stamp."""
+        store = None if self.store is None else self.store.with_stamp(stamp)
+        return replace(self, store=store, slide_stamp=self.slide_stamp and stamp)
 
     def refuse_changed(self, path: Path) -> None:
         """Raise SlideError, and discard the product, where the slide changed while it was read."""
@@ -167,7 +172,7 @@ def _open_slide_patches(
     reader: str,
 ) -> PatchSource:
     table = _read_staged_table(folder, stamp)
-    opened = open_slide(slide.path, slide.slide_id, scale, reader, table.grid.spec.icc)
+    opened = open_found(slide, scale, reader, table.grid.spec.icc)
     if opened.info.fingerprint != table.slide.fingerprint:
         opened.close()
         raise SlideError(f"{slide.path}: {CHANGED}")

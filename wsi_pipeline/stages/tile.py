@@ -36,7 +36,7 @@ from wsi_pipeline.core.slide import (
 from wsi_pipeline.labels import describe_labels, label_patches
 from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
-from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides import open_found
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.level_check import check_level
@@ -118,9 +118,8 @@ class TileJob:
             return check_finished(self._stage(reader), KIND, self.force, inputs) is not None
 
     def _open(self) -> closing[SlideReader]:
-        slide, scale = self.slide, self.config.scale_of(self.slide)
-        reader, icc = self.config.reader, self.config.spec.icc
-        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
+        scale, icc = self.config.scale_of(self.slide), self.config.spec.icc
+        return closing(open_found(self.slide, scale, self.config.reader, icc))
 
     def settle(self, slide: SlideInfo) -> TileConfig:
         """Return how the slide is cut: by otsu where that made what is here and is taken, too."""

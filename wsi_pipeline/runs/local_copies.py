@@ -1,0 +1,401 @@
+"""Copies of slides on a local disk, where the slides themselves lie on a slow share.
+
+The next slide is copied while the present one runs; the copy is deleted when its slide has ended.
+Everything lies in the hidden folder of the named one, where slides are never looked for:
+
+    <folder>/.wsi/staging/<slide>.<digest of its path>.<token of the run>.copying/
+    <folder>/.wsi/staging/<slide>.<digest of its path>.<token of the run>.copy/
+    <folder>/.wsi/locks/<slide>.<digest of its path>.lock
+
+A copy gets its second name when all its files are flushed and of the size of the slide's, so that
+no other is ever read. The lock is held by the process whose slide is under way; what is there
+without a lock was left by a killed run, and is taken again or removed.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from wsi_pipeline.core.choices import HIDDEN
+from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, SlideError
+from wsi_pipeline.core.json_io import format_json, read_json
+from wsi_pipeline.core.options import RunOptions
+from wsi_pipeline.core.outcome import SlideOutcome
+from wsi_pipeline.runs.disk_space import GB, DiskSpace
+from wsi_pipeline.scheduling import NotYet, Workers
+from wsi_pipeline.slides.found_slide import FoundSlide
+from wsi_pipeline.slides.slide_files import SlideFiles, Stamp, find_files
+from wsi_pipeline.stages.infer import InferJob
+from wsi_pipeline.stages.part import is_part
+from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
+from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.store.lock import LockHeld, hold_lock, wait_for_lock
+from wsi_pipeline.store.manifest import is_product, read_manifest
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"(.+\.[0-9a-f]{16})\.[0-9a-f]{8}\.(copy|copying)")
+FILES, RECORD = "files", "copy.json"
+PIECE_BYTES = 16 * 1024 * 1024
+"""The disk's free space is looked at after each."""
+MAX_RECORD_BYTES = 64 * 1024 * 1024
+CHANGED = "changed while it was copied; run the same line again when it is complete"
+WAIT_S = 0.2
+"""For the lock of a copy, which another run takes for a moment when it looks for remains."""
+IN_PLACE = "it is read where it is"
+
+
+class NoRoom(Exception):
+    """The disk of the copies is full, or cannot be written."""
+
+
+@dataclass
+class LocalCopies:
+    """The folder of the copies of one run; without one, slides are read where they are."""
+
+    folder: Path | None
+    space: DiskSpace
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Part of the copies' names, so that no worker takes or fills those of another run."""
+    held: set[str] = field(default_factory=set)
+    """Names of the copies of slides that are under way in this process."""
+
+    @classmethod
+    def choose(
+        cls, options: RunOptions, workers: Workers, slides: Sequence[FoundSlide]
+    ) -> "LocalCopies":
+        """Return the copies that are asked for. Raises ConfigError where they make no sense."""
+        folder = options.stage
+        if folder is not None and workers.is_elsewhere:
+            raise ConfigError(
+                f"{folder}: --stage is a disk of this machine, and workers of --scheduler and"
+                " --cluster slurm run on others; leave it out, or run the command on each machine,"
+                " with --shard and --stage"
+            )
+        if folder is not None and any(slide.is_store for slide in slides):
+            raise ConfigError(
+                f"{folder}: slides are copied there, and these are patch stores; leave --stage out"
+            )
+        return cls(folder and folder.absolute(), DiskSpace(options.min_free))
+
+    @contextmanager
+    def lend(self, jobs: Sequence[InferJob | TileJob]) -> Iterator[Sequence[SlideJob]]:
+        """Give the jobs as they read copies; none is left after the block. Raises EnvironmentFault.
+
+        Copies of a killed run are kept for the slides of these jobs.
+        """
+        if self.folder is None:
+            yield jobs
+            return
+        make_folder(self.folder)
+        with suppress(LockHeld), hold_lock(self.folder / "copies"):
+            self._clean({name_copy(job.slide) for job in jobs})
+        try:
+            yield [CopiedJob(job, self) for job in jobs]
+        finally:
+            self._clean()
+
+    @property
+    def _staging(self) -> Path:
+        assert self.folder is not None
+        return self.folder / HIDDEN / "staging"
+
+    def place(self, name: str, kind: str) -> Path:
+        """Return the folder of this run's copy: of kind `copy`, or `copying` before it is whole."""
+        return self._staging / f"{name}.{self.token}.{kind}"
+
+    def _list(self, name: str | None = None) -> Iterator[tuple[Path, str, str]]:
+        """Yield folder, name and kind of every copy of ours, of one slide or of all."""
+        entries: list[Path] = []
+        with suppress(OSError):
+            entries = sorted(self._staging.iterdir())
+        for entry in entries:
+            match = NAME.fullmatch(entry.name)
+            if match is None or name not in (None, match[1]):
+                continue
+            with suppress(OSError):  # the other process has just removed it
+                if entry.lstat().st_uid == os.geteuid():
+                    yield entry, match[1], match[2]
+
+    def _clean(self, wanted: Collection[str] = ()) -> None:
+        """Remove copies that no process holds, except whole ones that are wanted."""
+        assert self.folder is not None
+        for entry, name, kind in self._list():
+            if name not in wanted or kind != "copy":
+                with suppress(LockHeld), hold_lock(self.folder / name):
+                    _remove(entry)
+
+    @contextmanager
+    def hold(self, slide: FoundSlide) -> Iterator[SlideFiles | None]:
+        """Hold room for the copy of a slide, or an old copy that is whole, until the block ends.
+
+        Gives the slide's files; None where it is read where it is. Raises NotYet, EnvironmentFault.
+        """
+        assert self.folder is not None
+        name, files = name_copy(slide), None
+        with suppress(OSError):  # the job itself says what is wrong with the slide
+            files = find_files(slide.path)
+        with ExitStack() as lock:
+            try:
+                if files is not None and self._may_be_copied(slide, files):
+                    lock.enter_context(wait_for_lock(self.folder / name, WAIT_S))
+            except LockHeld:
+                logger.warning("%s: another run holds its copy; %s", slide.path, IN_PLACE)
+                files = None
+            if files is None or not files.is_whole:
+                yield None
+                return
+            lock.callback(self._drop, name)
+            if not self._find_again(name, files) and not self._reserve(slide, name, files):
+                yield None
+                return
+            self.held.add(name)
+            yield files
+
+    def _may_be_copied(self, slide: FoundSlide, files: SlideFiles) -> bool:
+        if not files.is_whole:
+            why = "which files belong to a slide of its kind is not known"
+            logger.warning("%s: is not copied, for %s; %s", slide.path, why, IN_PLACE)
+        return files.is_whole
+
+    def _drop(self, name: str) -> None:
+        self.held.discard(name)
+        for entry, _, _ in self._list(name):
+            _remove(entry)
+
+    def _find_again(self, name: str, files: SlideFiles) -> bool:
+        """Take over the copy of a killed run, where it is whole and of the slide as it is now."""
+        for entry, _, kind in self._list(name):
+            if kind == "copy" and _is_of(entry, files):
+                entry.rename(self.place(name, "copy"))
+                return True
+            _remove(entry)
+        return False
+
+    def _reserve(self, slide: FoundSlide, name: str, files: SlideFiles) -> bool:
+        """Begin an empty copy; False where it does not fit. Raises NotYet if it soon may."""
+        assert self.folder is not None
+        awaited = sum(_missing_bytes(entry) for entry, _, kind in self._list() if kind == "copying")
+        try:
+            self.space.check(self.folder, files.bytes + awaited)
+        except EnvironmentFault as fault:
+            if self.held:
+                raise NotYet(str(fault)) from fault
+            size = f"{files.bytes / GB:,.2f} GB"
+            why = f"{size} do not fit into {self.folder} beside what --min-free keeps free"
+            logger.warning("%s: %s; %s", slide.path, why, IN_PLACE)
+            return False
+        copying = self.place(name, "copying")
+        make_folder(copying / FILES)
+        record = {"folder": str(files.folder), "files": files.stamps}
+        (copying / RECORD).write_text(format_json(record))
+        return True
+
+    def fill(self, name: str, path: Path) -> None:
+        """Copy the files of the slide at `path`, in a worker. Raises SlideError, OSError, NoRoom.
+
+        OSError is of reading the slide.
+        """
+        copying = self.place(name, "copying")
+        folder, files = _read_record(copying)
+        for file, stamp in files.items():
+            _copy_file(folder / file, copying / FILES / file, self.space)
+            status = (folder / file).stat()
+            copied = (copying / FILES / file).stat().st_size
+            if (status.st_size, status.st_mtime_ns) != stamp or copied != stamp[0]:
+                raise SlideError(f"{path}: {CHANGED}")
+        try:
+            copying.rename(self.place(name, "copy"))
+        except OSError as error:
+            raise NoRoom(f"{copying}: {error.strerror}") from error
+
+
+@dataclass
+class CopiedJob:
+    """A job that reads its slide from a copy, where there is room for one."""
+
+    job: InferJob | TileJob
+    copies: LocalCopies
+    folder: Path | None = None
+    """Folder of the slide's files, set while there is room for their copy."""
+    own: str = ""
+    """Name of the slide's file below it."""
+    stamp: Stamp = (0, 0)
+    """Its size and time of change, as it is copied."""
+
+    @property
+    def slide(self) -> FoundSlide:
+        """The slide of the job."""
+        return self.job.slide
+
+    @property
+    def target(self) -> Path:
+        """Folder of the product."""
+        return self.job.target
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Bytes per patch of the job."""
+        return self.job.patch_bytes
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the locks of the job, and room for the copy where pixels will be read."""
+        with self.job.hold(), ExitStack() as held:
+            if not _has_products(self.job):
+                files = held.enter_context(self.copies.hold(self.slide))
+                if files is not None:
+                    self.folder, self.own = files.folder, files.own
+                    self.stamp = files.stamps[files.own]
+            yield
+
+    def prepare(self) -> SlidePlan:
+        """Copy the slide, then prepare the job."""
+        name = name_copy(self.slide)
+        if self.folder is not None and self.copies.place(name, "copying").is_dir():
+            try:
+                self.copies.fill(name, self.slide.path)
+            except NoRoom as fault:
+                logger.warning("%s: was not copied (%s); %s", self.slide.path, fault, IN_PLACE)
+                _remove(self.copies.place(name, "copying"))
+        with self._reading() as job:
+            plan = job.prepare()
+        return plan.with_stamp(self.stamp) if job.slide.copy else plan
+
+    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
+        """Run one block."""
+        with self._reading() as job:
+            return job.run_block(plan, block)
+
+    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
+        """Finish the job."""
+        with self._reading() as job:
+            return job.finish(plan, reports)
+
+    @contextmanager
+    def _reading(self) -> Iterator[InferJob | TileJob]:
+        """Give the job with the copy, if there is one; errors name the slide itself."""
+        files = self.copies.place(name_copy(self.slide), "copy") / FILES
+        if self.folder is None or not (files / self.own).is_file():
+            yield self.job
+            return
+        try:
+            yield _read_from(self.job, files / self.own)
+        except Exception as error:
+            error.args = tuple(
+                text.replace(str(files), str(self.folder)) if isinstance(text, str) else text
+                for text in error.args
+            )
+            raise
+
+
+def _has_products(job: InferJob | TileJob) -> bool:
+    """Return whether finished results, and the store to keep, are there and stay.
+
+    Those of a part of the slide, such as a sample, may be gone on from.
+    """
+    if job.force or not is_product(job.target):
+        return False
+    if isinstance(job, TileJob):
+        return True
+    is_kept = job.keep is None or is_product(job.keep.target)
+    return is_kept and not is_part(read_manifest(job.target).recipe)
+
+
+def _read_from(job: InferJob | TileJob, copy: Path) -> InferJob | TileJob:
+    """Return the job as it reads a copy of its slide."""
+    slide = replace(job.slide, copy=copy)
+    if isinstance(job, TileJob):
+        return replace(job, slide=slide)
+    keep = job.keep and replace(job.keep, slide=replace(job.keep.slide, copy=copy))
+    return replace(job, slide=slide, keep=keep)
+
+
+def name_copy(slide: FoundSlide) -> str:
+    """Return the name of a slide's copy, one for each place of a slide."""
+    digest = hashlib.sha256(os.fsencode(slide.path)).hexdigest()[:16]
+    return f"{slide.slide_id}.{digest}"
+
+
+def _read_record(folder: Path) -> tuple[Path, dict[str, Stamp]]:
+    """Return what a copy is of: folder and files. Raises OSError, ValueError."""
+    try:
+        record: dict[str, Any] = read_json(folder / RECORD, MAX_RECORD_BYTES)
+        files = {name: (int(size), int(ns)) for name, (size, ns) in record["files"].items()}
+        return Path(record["folder"]), files
+    except DAMAGES as error:
+        raise ValueError(f"{folder}: no record of a copy") from error
+
+
+def _is_of(folder: Path, files: SlideFiles) -> bool:
+    """Return whether a copy is of these very files, and every one has its size."""
+    try:
+        return _read_record(folder) == (files.folder, files.stamps) and all(
+            (folder / FILES / name).stat().st_size == size
+            for name, (size, _) in files.stamps.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _missing_bytes(folder: Path) -> int:
+    """Return how much is still to be written of a copy that is being made."""
+    missing = 0
+    with suppress(OSError, ValueError):
+        for name, (size, _) in _read_record(folder)[1].items():
+            missing += size
+            with suppress(OSError):
+                missing -= (folder / FILES / name).stat().st_size
+    return max(missing, 0)
+
+
+def _copy_file(source: Path, target: Path, space: DiskSpace) -> None:
+    """Copy one file and flush it. Raises OSError of reading; NoRoom of writing."""
+    with source.open("rb") as stream:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = target.open("wb")
+        except OSError as error:
+            raise NoRoom(f"{target.parent}: {error.strerror}") from error
+        with copy:
+            while piece := stream.read(PIECE_BYTES):
+                _write(copy, piece, target, space)
+            _write(copy, b"", target, space)
+
+
+def _write(copy: BinaryIO, piece: bytes, target: Path, space: DiskSpace) -> None:
+    """Write a piece, or flush the file where it is empty. Raises NoRoom."""
+    try:
+        space.check(target.parent, len(piece))
+        copy.write(piece)
+        if not piece:
+            copy.flush()
+            os.fsync(copy.fileno())
+    except (OSError, EnvironmentFault) as error:
+        raise NoRoom(str(error)) from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove a copy, first under a name by which nothing is read.
+
+    Files are cut, so that their room is free also where a worker still has one open.
+    """
+    match = NAME.fullmatch(folder.name)
+    assert match is not None
+    doomed = folder.with_name(f"{match[1]}.{secrets.token_hex(4)}.copying")
+    with suppress(OSError):
+        folder.rename(doomed)
+    for path in doomed.rglob("*"):
+        with suppress(OSError):
+            if path.is_file():
+                os.truncate(path, 0)
+    shutil.rmtree(doomed, ignore_errors=True)
