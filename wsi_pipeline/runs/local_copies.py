@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, SlideError
-from wsi_pipeline.core.json_io import format_json, read_json
+from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, format_json, read_json
 from wsi_pipeline.core.options import RunOptions
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.runs.disk_space import GB, DiskSpace
@@ -47,7 +47,6 @@ NAME = re.compile(r"(.+\.[0-9a-f]{16})\.[0-9a-f]{8}\.(copy|copying)")
 FILES, RECORD = "files", "copy.json"
 PIECE_BYTES = 16 * 1024 * 1024
 """The disk's free space is looked at after each."""
-MAX_RECORD_BYTES = 64 * 1024 * 1024
 CHANGED = "changed while it was copied; run the same line again when it is complete"
 WAIT_S = 0.2
 """For the lock of a copy, which another run takes for a moment when it looks for remains."""
@@ -190,9 +189,8 @@ class LocalCopies:
         except EnvironmentFault as fault:
             if self.held:
                 raise NotYet(str(fault)) from fault
-            size = f"{files.bytes / GB:,.2f} GB"
-            why = f"{size} do not fit into {self.folder} beside what --min-free keeps free"
-            logger.warning("%s: %s; %s", slide.path, why, IN_PLACE)
+            why = f"do not fit into {self.folder} beside what --min-free keeps free"
+            logger.warning(f"%s: %.2f GB {why}; %s", slide.path, files.bytes / GB, IN_PLACE)
             return False
         copying = self.place(name, "copying")
         make_folder(copying / FILES)
