@@ -1,6 +1,7 @@
 """Run files: a command's settings in YAML, taken with --config and printed with --print-config."""
 
 import difflib
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,8 @@ COMPLETE = (0, 3)
 CONFIG, PRINT_CONFIG = "config", "print_config"
 RUN_FILE = "run.yaml"
 UNSET = ("", "null", "~")
-"""Values of settings that are not set, as YAML writes them."""
+"""Values of settings that are not set, as YAML writes them without quotes."""
+NULL = ("tag:yaml.org,2002:null", re.compile(r"(~|null)\Z"))
 
 config_options = (
     click.RichOption(
@@ -135,6 +137,7 @@ def _read(path: Path, parameters: Iterable[plain_click.Parameter]) -> dict[str, 
     known = {name: each for each in settable for name in _names(each)}
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     written = Counter(key.value for key, _ in pairs)
+    quoted = {key.value for key, value in pairs if value.value and getattr(value, "style", None)}
     found: dict[str, Any] = {}
     for key, value in (settings or {}).items():
         parameter = known.get(str(key).replace("_", "-"))
@@ -142,7 +145,7 @@ def _read(path: Path, parameters: Iterable[plain_click.Parameter]) -> dict[str, 
             near = difflib.get_close_matches(str(key), known, 1)
             remedy = f"did you mean {near[0]}?" if near else "--print-config lists what there is"
             raise click.BadParameter(f"{path}: there is no setting {str(key)[:80]!r}; {remedy}")
-        if value not in UNSET:
+        if value not in UNSET or key in quoted:
             if parameter.name in found or written[key] > 1:
                 raise click.BadParameter(f"{path}: {_names(parameter)[0]} is set twice")
             found[parameter.name or ""] = _check(f"{path}: {key}", value, parameter)
@@ -187,7 +190,8 @@ def _describe(parameter: plain_click.Parameter, value: Any) -> str:
     if value is None:
         return "\n".join([*lines, f"# {name}:\n"])
     # Quotes only where this module needs them: it reads every value as words.
-    dumper = type("Dumper", (yaml.SafeDumper,), {"yaml_implicit_resolvers": {}})
+    resolvers = {"~": [NULL], "n": [NULL]}
+    dumper = type("Dumper", (yaml.SafeDumper,), {"yaml_implicit_resolvers": resolvers})
     return "\n".join(
         [*lines, yaml.dump({name: value}, None, dumper, allow_unicode=True, width=10_000)]
     )

@@ -98,6 +98,16 @@ def test_words_stay_as_they_are_typed(tmp_path: Path) -> None:
     assert "test-patients: no\n" in printed
 
 
+@pytest.mark.parametrize("word", ["null", "~"])
+def test_a_word_that_yaml_takes_for_nothing_is_printed_in_quotes(tmp_path: Path, word: str) -> None:
+    printed = run("infer", "--positive-class", word, "--print-config").stdout
+    assert f"positive-class: '{word}'\n" in printed
+    again = run("infer", "--config", write(tmp_path / "run.yaml", printed), "--print-config")
+    assert again.stdout == printed
+    bare = write(tmp_path / "bare.yaml", f"positive-class: {word}")
+    assert "# positive-class:\n" in run("infer", "--config", bare, "--print-config").stdout
+
+
 def test_lists_and_flags_are_taken(tmp_path: Path) -> None:
     config = write(tmp_path / "run.yaml", "drop: [pen, blur]", "force: true", "mask:")
     printed = run("tile", "--config", config, "--print-config").stdout
