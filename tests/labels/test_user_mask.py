@@ -31,6 +31,17 @@ def write_box(path: Path, left: float, top: float, right: float, bottom: float) 
     return path
 
 
+def write_classes(path: Path, **boxes: tuple[float, float, float, float]) -> Path:
+    """Boxes (left, top, right, bottom) of classes; `Ignore` stands for `Ignore*`."""
+    features = []
+    for name, box in boxes.items():
+        feature = json.loads(write_box(path, *box).read_text())
+        feature["properties"] = {"classification": {"name": name.replace("Ignore", "Ignore*")}}
+        features.append(feature)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
 def thumbnail(rows: int, cols: int, downsample: int, origin: tuple[int, int] = (0, 0)) -> Thumbnail:
     return Thumbnail(np.zeros((rows, cols, 3), dtype=np.uint8), Fraction(downsample), origin)
 
@@ -152,3 +163,17 @@ def test_a_large_mask_of_colours_is_refused_as_a_small_one(
     tifffile.imwrite(tmp_path / "m.tif", pixels, tile=(32, 32), photometric="rgb")
     with pytest.raises(LabelError, match="one 8-bit value per pixel, this has 'RGB'"):
         TissueMask(tmp_path / "m.tif", make_slide_info(size_l0=(400, 400)))
+
+
+def test_regions_to_ignore_are_cut_out_of_the_mask(tmp_path: Path) -> None:
+    boxes = {"Tumor": (0, 0, 100, 100), "Stroma": (0, 100, 100, 200), "Ignore": (0, 50, 100, 150)}
+    file = write_classes(tmp_path / "one.geojson", **boxes)
+    slide = make_slide_info(size_l0=(100, 200))
+    shares = TissueMask(file, slide).fraction(Grid(PatchSpec(50, 50, slide.mpp), 4, 2, Fraction(1)))
+    assert shares.tolist() == [[1, 1], [0, 0], [0, 0], [1, 1]]
+
+
+def test_a_mask_of_regions_to_ignore_alone_is_refused(tmp_path: Path) -> None:
+    file = write_classes(tmp_path / "one.geojson", Ignore=(0, 0, 100, 100))
+    with pytest.raises(LabelError, match=r"all its regions are Ignore\*; draw where to look"):
+        TissueMask(file, make_slide_info(size_l0=(100, 200)))

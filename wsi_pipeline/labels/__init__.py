@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely import difference, union_all
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
@@ -96,14 +97,27 @@ def label_positions(
     )
 
 
-def read_regions(path: Path, slide: SlideInfo) -> list[BaseGeometry]:
-    """Return the regions of a file of any format, in level-0 pixels, whatever their classes.
+IGNORED = "Ignore*"
+"""QuPath's class of what is to be left out."""
 
-    Raises LabelError where the file holds none, is damaged, or is of another slide.
+
+def read_regions(path: Path, slide: SlideInfo) -> BaseGeometry:
+    """Return what the regions of a file of any format cover, in level-0 pixels.
+
+    Their classes do not matter, but regions of the class `Ignore*` are cut out of the others.
+    Raises LabelError where the file holds no others, is damaged, or is of another slide.
     """
     for source in LABEL_SOURCES.values():
         if source.place is not None and source.recognises(path):
-            return source.place(path, slide, LabelRules())[1]
+            annotation, placed = source.place(path, slide, LabelRules())
+            pairs = list(zip(annotation.regions, placed, strict=True))
+            inside, outside = (
+                [shape for one, shape in pairs if (one.class_name == IGNORED) == is_ignored]
+                for is_ignored in (False, True)
+            )
+            if not inside:
+                raise LabelError(f"{path}: all its regions are {IGNORED}; draw where to look")
+            return difference(union_all(inside), union_all(outside))
     raise LabelError(f"{path}: holds no regions that can be read; export them as QuPath GeoJSON")
 
 

@@ -66,7 +66,7 @@ class TissueMask:
         self._large: LabelImage | None = None
         self._downsample = Fraction(1)
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            self._regions = shapely.union_all(read_regions(path, slide))
+            self._regions = read_regions(path, slide)
         else:
             self._take_image(read_mask(path), slide)
 
