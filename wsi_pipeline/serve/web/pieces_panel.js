@@ -61,7 +61,7 @@ class PiecesPanel {
     button.addEventListener("click", () => this.show(piece.tissue_id));
     name.append(piece.bounds_l0 ? button : text);
     const share = piece.positive_fraction === null ? "–" : `${(100 * piece.positive_fraction).toFixed(1)} %`;
-    const figures = [formatMm2(piece.area_mm2), piece.patches.toLocaleString("en"), piece.positives.toLocaleString("en"), share];
+    const figures = [formatMm2(piece.area_mm2), piece.assessed.toLocaleString("en"), piece.positives.toLocaleString("en"), share];
     row.append(name, ...figures.map((figure) => Object.assign(document.createElement("td"), { textContent: figure })));
     return row;
   }
