@@ -17,7 +17,7 @@ from wsi_pipeline.labels.corrections import (
     remove,
 )
 from wsi_pipeline.outputs.regions import list_polygons
-from wsi_pipeline.serve.annotations import READ_ONLY, training_lines
+from wsi_pipeline.serve.annotations import READ_ONLY, corrections_file, training_lines
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.schemas import (
@@ -64,7 +64,7 @@ def _name_only(error: LabelError | StoreError, loaded: LoadedResult, file: Path 
 @router.get("/corrections", summary="Corrected regions")
 def show_corrections(services: Here, loaded: NamedResult) -> CorrectionsBody:
     """Show the regions that were drawn on the slide, and how to train with them."""
-    return _describe(services, loaded, *services.corrections.read(loaded))
+    return _describe(services, loaded, *corrections_file(loaded).read())
 
 
 @router.post("/corrections", summary="Draw, relabel or erase a region")
@@ -85,7 +85,7 @@ def correct(services: Here, loaded: NamedResult, wanted: CorrectionBody) -> Corr
         return draw(corrections, _class_name(loaded, wanted.class_name), area)
 
     _check_writable(services)
-    return _describe(services, loaded, *services.corrections.change(loaded, wanted.version, change))
+    return _describe(services, loaded, *corrections_file(loaded).change(wanted.version, change))
 
 
 @router.put("/corrections", summary="Replace all corrected regions")
@@ -103,7 +103,7 @@ def replace_corrections(
         return check_size(tuple(regions))
 
     _check_writable(services)
-    return _describe(services, loaded, *services.corrections.change(loaded, wanted.version, change))
+    return _describe(services, loaded, *corrections_file(loaded).change(wanted.version, change))
 
 
 def _check_writable(services: Services) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -12,6 +13,7 @@ from cachetools import LRUCache
 from wsi_pipeline.core.choices import CORRECTIONS
 from wsi_pipeline.core.errors import LabelError, WsiError
 from wsi_pipeline.core.json_io import format_json
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.evaluation.truth import (
     Truth,
     find_label_file,
@@ -33,7 +35,7 @@ from wsi_pipeline.store.lock import wait_for_lock
 KEPT_TRUTHS = 8
 WAIT_S = 10.0
 READ_ONLY = "corrections are drawn in `wsi view` and `wsi review`; this server only shows them"
-CHANGED = "the corrections were changed elsewhere meanwhile and are loaded again; repeat the step"
+CHANGED = "the regions were changed elsewhere meanwhile and are loaded again; repeat the step"
 
 
 class TruthReader:
@@ -70,48 +72,54 @@ def _read(path: Path, loaded: LoadedResult, is_evaluated: bool) -> Truth | None:
     return label_beside(path, table.slide, table.grid, table.class_names)
 
 
-def corrections_path(loaded: LoadedResult) -> Path:
-    """Return the place of a slide's corrections: outside of its folder, which is replaced."""
-    folder = loaded.result.folder
-    return folder.parent / CORRECTIONS / f"{folder.name}.geojson"
+@dataclass(frozen=True, slots=True)
+class RegionFile:
+    """Regions that people drew on a slide; safe to share between threads, tabs and servers."""
 
+    path: Path
+    slide: SlideInfo
+    class_names: tuple[str, ...] = ()
 
-class CorrectionService:
-    """Reads and writes corrections; safe to share between threads, tabs and servers."""
-
-    def read(self, loaded: LoadedResult) -> tuple[Corrections, str]:
-        """Return the slide's corrections and their version. Raises Refusal."""
-        path = corrections_path(loaded)
+    def read(self) -> tuple[Corrections, str]:
+        """Return the regions and their version. Raises Refusal."""
         try:
-            return read_corrections(path, loaded.table.slide), _version(path)
+            return read_corrections(self.path, self.slide), _version(self.path)
         except LabelError as error:
-            raise Refusal(422, tell_file(error, path)) from error
+            raise Refusal(422, tell_file(error, self.path)) from error
 
     def change(
-        self, loaded: LoadedResult, version: str, change: Callable[[Corrections], Corrections]
+        self, version: str | None, change: Callable[[Corrections], Corrections]
     ) -> tuple[Corrections, str]:
-        """Write what `change` makes of the corrections of a version. Raises Refusal."""
-        path = corrections_path(loaded)
-        with wait_for_lock(path, WAIT_S):
-            before, present = self.read(loaded)
-            if version != present:
+        """Write what `change` makes of the regions of a version, None: of the present ones.
+
+        Raises Refusal.
+        """
+        with wait_for_lock(self.path, WAIT_S):
+            before, present = self.read()
+            if version not in (None, present):
                 raise Refusal(409, CHANGED)
             try:
                 after = change(before)
             except LabelError as error:
                 raise Refusal(422, str(error)) from error
-            _write(path, after, loaded)
-            return after, _version(path)
+            if after != before:
+                self._write(after)
+            return after, _version(self.path)
+
+    def _write(self, regions: Corrections) -> None:
+        """Write the file aside and rename it; without a region there is no file."""
+        if not regions:
+            self.path.unlink(missing_ok=True)
+            return
+        value = corrections_to_geojson(regions, self.slide, self.class_names)
+        write_file(self.path, (format_json(value) + "\n").encode())
 
 
-def _write(path: Path, corrections: Corrections, loaded: LoadedResult) -> None:
-    """Write the file aside and rename it; without a region there is no file."""
-    if not corrections:
-        path.unlink(missing_ok=True)
-        return
-    names = loaded.table.class_names
-    value = corrections_to_geojson(corrections, loaded.table.slide, names)
-    write_file(path, (format_json(value) + "\n").encode())
+def corrections_file(loaded: LoadedResult) -> RegionFile:
+    """Return a slide's corrections: outside of its folder, which is replaced."""
+    folder = loaded.result.folder
+    path = folder.parent / CORRECTIONS / f"{folder.name}.geojson"
+    return RegionFile(path, loaded.table.slide, loaded.table.class_names)
 
 
 def _version(path: Path) -> str:

@@ -14,10 +14,12 @@ from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.scheduling import KeptWorkers
+from wsi_pipeline.serve.drawn_areas import DrawnArea
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.slides.found_slide import FoundSlide
 
 KEPT_JOBS = 200
+UNDER_WAY = "a job for this slide is under way already"
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,10 @@ class InferenceJob(Listener):
 
     slide: FoundSlide
     force: bool
+    area: DrawnArea | None = None
+    """The area in which the slide is inferred; None: wherever it has tissue."""
+    has_added: bool = False
+    """True if the area is not one that was drawn before."""
     job_id: str = field(default_factory=lambda: secrets.token_hex(6))
     state: JobState = JobState.WAITING
     patches_done: int = 0
@@ -74,9 +80,19 @@ class InferenceJob(Listener):
         """Set the final state; the reason goes to the log alone."""
         fault_id = secrets.token_hex(4)
         trace = reason if isinstance(reason, BaseException) else None
+        self._take_back()
         logger.warning("%s: job %s failed: %s", fault_id, self.job_id, reason, exc_info=trace)
         self.state = JobState.FAILED
         self.message = f"failed; the server's log has the reason under {fault_id}"
+
+    def _take_back(self) -> None:
+        """Remove the area that this job has added, so that it fails no later run of the slide."""
+        if self.area is None or not self.has_added:
+            return
+        try:
+            self.area.remove()
+        except Exception:
+            logger.exception("%s: its area was not taken back", self.job_id)
 
 
 @dataclass
@@ -98,22 +114,43 @@ class JobQueue:
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
 
-    def submit(self, slide: FoundSlide, force: bool = False) -> InferenceJob:
-        """Add a slide to the queue. Raises Refusal where it is queued or the queue is full."""
+    def submit(
+        self, slide: FoundSlide, force: bool = False, area: DrawnArea | None = None
+    ) -> InferenceJob:
+        """Add a slide to the queue; its area is on disk before.
+
+        Raises Refusal, and leaves everything as it is, where the slide is queued, the queue is
+        full, or the area cannot be written.
+        """
+        job = self._reserve(slide, force, area)
+        try:
+            job.has_added = area is not None and area.add()
+        except BaseException:
+            with self._lock:
+                del self._jobs[job.job_id]
+            raise
+        self._waiting.put(job)
+        return job
+
+    def _reserve(self, slide: FoundSlide, force: bool, area: DrawnArea | None) -> InferenceJob:
+        """Return a job that has a place in the queue, but is not in it yet. Raises Refusal."""
         with self._lock:
             under_way = [job for job in self._jobs.values() if job.state not in ENDED]
             if len(under_way) >= self.capacity:
                 full = f"{self.capacity} jobs are waiting already; try again when some have ended"
                 raise Refusal(429, full)
             if any(job.slide_id == slide.slide_id for job in under_way):
-                raise Refusal(409, "a job for this slide is under way already")
-            job = InferenceJob(slide, force)
+                raise Refusal(409, UNDER_WAY)
+            job = InferenceJob(slide, force, area)
             self._jobs[job.job_id] = job
             ended = [job_id for job_id, job in self._jobs.items() if job.state in ENDED]
             for job_id in ended[: max(0, len(self._jobs) - KEPT_JOBS)]:
                 del self._jobs[job_id]
-        self._waiting.put(job)
         return job
+
+    def is_under_way(self, slide_id: str) -> bool:
+        """Return whether a job for a slide waits or runs."""
+        return any(job.slide_id == slide_id and job.state not in ENDED for job in self.list())
 
     def list(self) -> list[InferenceJob]:
         """Return every remembered job, oldest first."""
@@ -167,6 +204,7 @@ class JobQueue:
                 *([job.slide], self.model, self.results, options),
                 listener=job,
                 open_pool=self._workers.open,
+                extends=job.area is not None,
             )
         except Cancelled:
             self._end_workers()

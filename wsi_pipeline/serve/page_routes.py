@@ -35,8 +35,8 @@ def load_web_files() -> dict[str, str]:
 
 VIEWER_SCRIPTS = (
     *("address.js", *VIEW_SCRIPTS),
-    *("tile_layer.js", "overview_map.js", "measure_tool.js", "truth_layer.js", "corrections.js"),
-    "pieces_panel.js",
+    *("tile_layer.js", "overview_map.js", "measure_tool.js", "draw_tool.js", "truth_layer.js"),
+    *("corrections.js", "pieces_panel.js", "drawn_areas.js"),
     *("viewer_address.js", "viewer_keys.js", "viewer_panel.js", "viewer.js"),
 )
 """Of the viewer, in the order in which its page needs them."""

@@ -9,8 +9,7 @@ from wsi_pipeline.serve.decoding import DecodingError
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.picture_routes import JPEG, TileNumber
 from wsi_pipeline.serve.result_reader import LoadedResult
-from wsi_pipeline.serve.reviews import NO_REVIEWS, ReviewService
-from wsi_pipeline.serve.schemas import (
+from wsi_pipeline.serve.review_schemas import (
     AgreementBody,
     AnswerBody,
     EstimateBody,
@@ -19,6 +18,7 @@ from wsi_pipeline.serve.schemas import (
     ReviewBody,
     ReviewEstimates,
 )
+from wsi_pipeline.serve.reviews import NO_REVIEWS, ReviewService
 from wsi_pipeline.serve.services import (
     MAX_NAME,
     Here,

@@ -217,6 +217,10 @@ class JobRequest(BaseModel):
 
     slide_id: str = Field(max_length=200)
     force: bool = Field(False, description="Overwrite results of another run or model.")
+    region: dict[str, Any] | None = Field(
+        None,
+        description="GeoJSON of polygons, in level-0 pixels: infer there, and keep what there is.",
+    )
 
 
 class JobBody(BaseModel):
@@ -228,80 +232,6 @@ class JobBody(BaseModel):
     patches_done: int
     patches_total: int
     message: str
-
-
-class AnswerBody(BaseModel):
-    """The reviewer's call of one patch."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    row: int = Field(ge=0, le=2**31)
-    col: int = Field(ge=0, le=2**31)
-    is_positive: bool
-
-
-class MoreBody(BaseModel):
-    """A number of further patches to ask about."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    patches: int = Field(ge=1, le=1000)
-
-
-class PatchPlace(BaseModel):
-    """The position of a patch on the slide's grid."""
-
-    row: int
-    col: int
-
-
-class EstimateBody(BaseModel):
-    """Positive patches of those assessed, by the first reviewer's answers."""
-
-    estimate: float
-    low: float = Field(description="The interval holds the true number in 95 of 100 slides.")
-    high: float
-    reviewed: int
-    source: str
-    assessed: int
-    needed: int | None = Field(description="Answers still needed for ± 20 %; null: not known.")
-
-
-class AgreementBody(BaseModel):
-    """The agreement of another reviewer with the first."""
-
-    one: str
-    other: str
-    kappa: float | None = Field(description="Cohen's kappa; null where it cannot be told.")
-    shared: int
-
-
-class ReviewBody(BaseModel):
-    """Progress of a reviewer, and the patches that come next; no probability of the model."""
-
-    slide_id: str
-    reviewer: str
-    positive_class: str
-    field_um: float
-    answered: int
-    asked: int = Field(description="Patches that this reviewer is asked about.")
-    upcoming: list[PatchPlace] = Field(description="The next ones, in order; empty: done.")
-    can_ask_more: bool = Field(description="True for the first reviewer while patches are left.")
-    estimate: EstimateBody | None = Field(
-        description="Null before each stratum has an answer, and to others than the first reviewer"
-        " until they are done."
-    )
-    agreements: list[AgreementBody] = Field(description="Empty until this reviewer is done.")
-    undone: PatchPlace | None = Field(
-        default=None, description="The patch of the answer that was removed."
-    )
-
-
-class ReviewEstimates(BaseModel):
-    """The estimate of a slide's review, and the agreement of its reviewers."""
-
-    estimate: EstimateBody | None
-    agreements: list[AgreementBody]
 
 
 class TruthBody(BaseModel):
@@ -337,6 +267,23 @@ class CorrectionsBody(BaseModel):
     lines: list[str] = Field(description="The commands that train with them.")
 
 
+class DrawnAreaBody(BaseModel):
+    """An area in which the model runs whatever else it assesses."""
+
+    number: int
+    area_mm2: float
+    outline: Polygons
+
+
+class DrawnBody(BaseModel):
+    """The areas that people drew on a slide to have the model run there."""
+
+    version: str = Field(description="Named by a change, so that it changes what was seen.")
+    run_id: str | None = Field(description="The results that they belong to; null: none.")
+    can_write: bool = Field(description="True if POST /jobs may run the slide.")
+    areas: list[DrawnAreaBody]
+
+
 class NewCorrection(BaseModel):
     """One region with its class."""
 
@@ -366,33 +313,4 @@ class CorrectionBody(BaseModel):
     number: int = Field(default=-1, ge=-1, le=10_000)
     geometry: dict[str, Any] | None = Field(
         default=None, description="GeoJSON of polygons, in level-0 pixels."
-    )
-
-
-class TrainingAnswer(AnswerBody):
-    """The reviewer's call of one patch, for training."""
-
-    seconds: float = Field(ge=0, le=86400, description="Time that the answer took.")
-
-
-class TrainingPatch(PatchPlace):
-    """A patch to call for training."""
-
-    queue: Literal["top", "unsure"] = Field(description="Among the most probable, or least sure.")
-
-
-class TrainingBody(BaseModel):
-    """Patches called for training, of which no count is made, and those that come next."""
-
-    reviewer: str
-    positive_class: str
-    field_um: float
-    called: int
-    positives: int
-    hard_negatives: int = Field(description="Called negative from the top of the ranking.")
-    seconds: float = Field(description="Time that all answers took.")
-    upcoming: list[TrainingPatch]
-    lines: list[str] = Field(description="The commands that train with the answers.")
-    undone: PatchPlace | None = Field(
-        default=None, description="The patch of the answer that was removed."
     )

@@ -18,7 +18,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
-from wsi_pipeline.serve.annotations import CorrectionService, TruthReader
+from wsi_pipeline.serve.annotations import TruthReader
 from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, Result, SlideEntry
 from wsi_pipeline.serve.decoding import DecoderPool
@@ -81,7 +81,6 @@ class Services:
     training: TrainingQueue | None = None
     """None where nobody reviews."""
     truths: TruthReader = field(default_factory=TruthReader)
-    corrections: CorrectionService = field(default_factory=CorrectionService)
 
 
 @contextmanager

@@ -6,8 +6,13 @@ from wsi_pipeline.counting.training_calls import TrainingCalls
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.review_routes import UPCOMING, Reviewed
+from wsi_pipeline.serve.review_schemas import (
+    PatchPlace,
+    TrainingAnswer,
+    TrainingBody,
+    TrainingPatch,
+)
 from wsi_pipeline.serve.reviews import NO_REVIEWS
-from wsi_pipeline.serve.schemas import PatchPlace, TrainingAnswer, TrainingBody, TrainingPatch
 from wsi_pipeline.serve.services import Here, Services
 from wsi_pipeline.serve.slide_routes import FAULTS
 from wsi_pipeline.serve.training_queue import TrainingQueue, list_lines

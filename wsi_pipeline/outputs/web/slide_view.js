@@ -56,6 +56,7 @@ const DEFAULT_DISPLAY = {
   showPieces: null, // told by the number of pieces
   showTruth: false,
   showCorrections: true,
+  showDrawn: true,
   isBare: false, // nothing but the slide
 };
 

@@ -20,6 +20,7 @@ class ViewInput {
 
   pointerdown(event) {
     this.pointers.set(event.pointerId, [event.offsetX, event.offsetY]);
+    if (this.isDrawing && this.moved >= CLICK_PX && this.view.tool?.drag) this.view.tool.clear(); // a second finger: it zooms instead
     this.moved = this.pointers.size > 1 ? Infinity : 0;
     this.isDrawing = Boolean(this.view.tool) && this.pointers.size === 1 && event.button === 0;
     this.view.canvas.setPointerCapture(event.pointerId);

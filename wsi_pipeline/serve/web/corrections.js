@@ -4,10 +4,9 @@
 const CORRECTION_COLOURS = ["#00458f", "#a83c00"]; // negative, positive
 const CORRECTION_DASHES = [[3, 4], []];
 const MOST_UNDONE = 50;
-const SMALLEST_STEP_PX = 2; // between corners of a line drawn by hand
 
-/** Draws a region by a drag, or corner by corner with clicks and Enter; closing it sends it. */
-class DrawTool extends CornerTool {
+/** Draws a region of a class, or erases. */
+class CorrectionTool extends DrawTool {
   /** action: "draw" or "erase"; className: of what is drawn. */
   constructor(viewer, action, className) {
     super(viewer);
@@ -15,32 +14,12 @@ class DrawTool extends CornerTool {
     this.className = className;
   }
 
-  get words() {
-    const what = this.action === "erase" ? "erase" : `draw ${this.className}`;
-    if (!this.corners.length) return `${what}: drag around a region, or click corners; Escape ends`;
-    return `${what}: ${this.corners.length} corners; f closes the line, Backspace takes one back`;
+  get what() {
+    return this.action === "erase" ? "erase" : `draw ${this.className}`;
   }
 
-  drag(x, y) {
-    const last = this.corners.at(-1);
-    const step = SMALLEST_STEP_PX / this.viewer.viewport.scale;
-    if (!last || Math.hypot(x - last[0], y - last[1]) >= step) this.click(x, y);
-  }
-
-  dragEnd() {
-    this.finish();
-  }
-
-  changed() {
-    super.changed();
-    this.viewer.panel.showTool();
-  }
-
-  async finish() {
-    const { corners } = this;
-    if (corners.length < 3) return;
-    this.clear();
-    await this.viewer.corrections.send({ action: this.action, class_name: this.className, geometry: { type: "Polygon", coordinates: [corners] } });
+  async take(geometry) {
+    await this.viewer.corrections.send({ action: this.action, class_name: this.className, geometry });
   }
 }
 
@@ -95,13 +74,11 @@ class Corrections {
   async _write(method, content, before) {
     if (this.isBusy || !this.body?.can_write) return;
     this.isBusy = true;
-    const headers = { "Content-Type": "application/json" };
-    const answer = await fetch(this.address, { method, headers, body: JSON.stringify({ version: this.body.version, ...content }) }).catch(() => null);
+    const { body, error, status } = await ask(this.address, method, { version: this.body.version, ...content });
     this.isBusy = false;
-    const body = await answer?.json();
-    if (!answer?.ok) {
-      if (answer?.status === 409) await this.load();
-      this.viewer.panel.say(body?.error ?? "the server does not answer; nothing was written");
+    if (error) {
+      if (status === 409) await this.load();
+      this.viewer.panel.say(status ? error : `${error}; nothing was written`);
       return;
     }
     if (before) this.undone = [...this.undone, before].slice(-MOST_UNDONE);
@@ -134,9 +111,9 @@ class Corrections {
     if (!this.body?.can_write) return;
     const className = this.body.class_names[label];
     const { tool } = this.viewer;
-    const isSame = tool instanceof DrawTool && tool.action === action && tool.className === className;
+    const isSame = tool instanceof CorrectionTool && tool.action === action && tool.className === className;
     this.viewer.display.showCorrections = true;
-    this.viewer.useTool(isSame ? null : new DrawTool(this.viewer, action, className));
+    this.viewer.useTool(isSame ? null : new CorrectionTool(this.viewer, action, className));
   }
 
   draw(context, view) {
@@ -167,30 +144,19 @@ class Corrections {
   }
 
   _drawRow(region) {
-    const row = document.createElement("li");
     const other = this.body.class_names.find((name) => name !== region.class_name);
     const actions = [[`${region.class_name}, ${formatMm2(region.area_mm2)} mm²`, () => this._visit(region)]];
     if (this.body.can_write) {
       actions.push([`→ ${other}`, () => this.send({ action: "relabel", number: region.number, class_name: other })]);
       actions.push(["erase", () => this.send({ action: "remove", number: region.number })]);
     }
-    for (const [text, action] of actions) {
-      const button = Object.assign(document.createElement("button"), { textContent: text });
-      button.addEventListener("click", action);
-      row.append(button);
-    }
-    return row;
+    return makeRow(actions);
   }
 
   _visit(region) {
-    const corners = region.outline.flat(2);
-    const [xs, ys] = [0, 1].map((axis) => corners.map((corner) => corner[axis]));
-    const bounds = [xs, ys].flatMap((each) => each.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]));
-    const [view] = this.viewer.views;
     this.selected = region.number;
     this.viewer.display.showCorrections = true;
-    this.viewer.viewport.fit(regionBox({ bounds_l0: [bounds[0], bounds[2], bounds[1], bounds[3]] }, this.viewer.map.grid), view.width, view.height, 1.4);
-    this.viewer.changed();
+    visitPolygons(this.viewer, region.outline);
   }
 }
 

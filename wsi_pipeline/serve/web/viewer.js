@@ -13,6 +13,15 @@ async function getJson(address) {
   return answer.json();
 }
 
+/** Ask the server to do something; returns {body, error}, the reason in words, with the status. */
+async function ask(address, method, content) {
+  const headers = { "Content-Type": "application/json" };
+  const answer = await fetch(address, { method, headers, body: content && JSON.stringify(content) }).catch(() => null);
+  const body = await answer?.json().catch(() => null);
+  const error = answer?.ok ? "" : (body?.error ?? "the server does not answer");
+  return { body: error ? null : body, error, status: answer?.status };
+}
+
 async function getNpy(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error("the map cannot be loaded");
@@ -55,6 +64,7 @@ class Viewer {
     const second = runs.includes(state.with) && state.with !== first ? state.with : null;
     Object.assign(this.display, { threshold: this.resultOf(first)?.threshold ?? 0.5 }, state.display);
     this.corrections = new Corrections(this);
+    this.drawnAreas = new DrawnAreas(this);
     this.truthPanel = new TruthPanel(this);
     this.piecesPanel = new PiecesPanel(this);
     await this.showRuns(first, second);
@@ -68,7 +78,7 @@ class Viewer {
     this.panel = new Panel(this);
     this.overviewMap.redraw();
     this.truthPanel.refresh();
-    await this.corrections.load();
+    await Promise.all([this.corrections.load(), this.drawnAreas.load()]);
     this.keepAddress();
     setInterval(() => this.poll(), POLL_MS);
     document.body.dataset.ready = "yes";
@@ -134,7 +144,7 @@ class Viewer {
     this.views.forEach((view, index) => {
       view.canvas.hidden = index === 1 && !second;
       const title = second ? this.resultOf(this.runs[index]).name : null;
-      const layers = [this.piecesPanel.layers[index], this.truthOf(index), this.corrections].filter(Boolean);
+      const layers = [this.piecesPanel.layers[index], this.truthOf(index), this.corrections, this.drawnAreas].filter(Boolean);
       view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: masks[index], map: maps[index], regions: [], title, layers };
     });
     const { x, y, scale } = this.viewport;
@@ -253,8 +263,12 @@ class Viewer {
     this.truths.clear();
     await this._loadPictures();
     const [first, second] = this.runs;
-    await this.showRuns(this.resultOf(first) ? first : (this.body.results[0]?.run_id ?? null), this.resultOf(second) ? second : null);
+    const shown = this.resultOf(first) ? first : (this.body.results[0]?.run_id ?? null);
+    if (!first && shown) this.display.threshold = this.resultOf(shown).threshold;
+    await this.showRuns(shown, this.resultOf(second) ? second : null);
     this.panel.showAll();
+    this.truthPanel.refresh();
+    if (shown !== first) await this.corrections.load();
     this.panel.say("the results on disk changed and were loaded again");
   }
 

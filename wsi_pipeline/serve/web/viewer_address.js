@@ -1,7 +1,7 @@
 "use strict";
 // The address holds the view: place, angle, threshold, opacity, colours, what is shown, runs, patch.
 
-const SHOWN = ["showMap", "showRegions", "showTissue", "showPieces", "showTruth", "showCorrections"];
+const SHOWN = ["showMap", "showRegions", "showTissue", "showPieces", "showTruth", "showCorrections", "showDrawn"];
 
 function writeAddress(viewer) {
   const { viewport, display } = viewer;

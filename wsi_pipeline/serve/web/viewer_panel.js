@@ -162,15 +162,18 @@ class Panel {
   /** The tool in use: its button, and what it says. */
   showTool() {
     const { tool } = this.viewer;
-    const isDrawing = tool instanceof DrawTool;
+    const isDrawing = tool instanceof CorrectionTool;
     const names = this.viewer.corrections.body?.class_names ?? [];
     const inUse = {
       measure: tool instanceof MeasureTool,
+      "run-here": tool instanceof AreaTool,
       erase: isDrawing && tool.action === "erase",
       "draw-negative": isDrawing && tool.action === "draw" && tool.className === names[0],
       "draw-positive": isDrawing && tool.action === "draw" && tool.className === names[1],
     };
     for (const [id, isPressed] of Object.entries(inUse)) byId(id).setAttribute("aria-pressed", String(isPressed));
+    byId("close-line").hidden = !(tool instanceof DrawTool);
+    byId("close-line").disabled = (tool?.corners.length ?? 0) < 3;
     byId("place").textContent = tool?.words ?? HINT;
   }
 
@@ -189,7 +192,7 @@ class Panel {
   }
 }
 
-const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"], ["show-corrections", "showCorrections"]];
+const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"], ["show-corrections", "showCorrections"], ["show-drawn", "showDrawn"]];
 
 /** What the model said of a patch and how it counts, in words. */
 function describePatch(map, cell, threshold) {
