@@ -127,7 +127,7 @@ class JobQueue:
             job.has_added = area is not None and area.add()
         except BaseException:
             with self._lock:
-                del self._jobs[job.job_id]
+                self._jobs.pop(job.job_id, None)
             raise
         self._waiting.put(job)
         return job
