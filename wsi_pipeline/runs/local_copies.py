@@ -189,8 +189,8 @@ class LocalCopies:
         except EnvironmentFault as fault:
             if self.held:
                 raise NotYet(str(fault)) from fault
-            why = f"do not fit into {self.folder} beside what --min-free keeps free"
-            logger.warning(f"%s: %.2f GB {why}; %s", slide.path, files.bytes / GB, IN_PLACE)
+            said = "%s: %.2f GB do not fit into %s beside what --min-free keeps free; %s"
+            logger.warning(said, slide.path, files.bytes / GB, self.folder, IN_PLACE)
             return False
         copying = self.place(name, "copying")
         make_folder(copying / FILES)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_pipeline.core.errors import WsiError
-from wsi_pipeline.core.outcome import RunAccount, SlideState
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.runs.batch import Interrupted
 from wsi_pipeline.scheduling import KeptWorkers
@@ -116,20 +116,17 @@ def watch_slides(watched: Watched, folder: Path, run: Run, listener: Listener) -
     `folder` is that of the products. Raises LockHeld where another process watches for it, and
     what the first look raises.
     """
-    account = RunAccount(())
+    account, ended = RunAccount(()), list[SlideOutcome]()
     with _hold_watch(folder), closing(KeptWorkers()) as workers:
         try:
+            say = listener.say
             while True:
                 if slides := watched.take_still():
                     kept = {"open_pool": workers.open, "earlier": account}
-                    account = run(slides, listener=listener, **kept)
+                    account = run(slides, listener=_note_ends(listener, say, ended), **kept)
                     watched.note(slides, account)
-                    # What was said of the model and of the workers is not said again.
-                    listener = Listener(
-                        progress=listener.progress,
-                        slide_ended=listener.slide_ended,
-                        working_on=listener.working_on,
-                    )
+                    ended.clear()
+                    say = _say_nothing  # what was said of the model and of the workers
                 listener.working_on("watching for new slides, until Ctrl+C")
                 time.sleep(LOOK_S)
         except Interrupted as end:
@@ -137,7 +134,27 @@ def watch_slides(watched: Watched, folder: Path, run: Run, listener: Listener) -
         except BaseException as end:
             if isinstance(end, Exception):
                 raise
-            return account
+            return RunAccount(tuple(ended)).after(account)
+
+
+def _say_nothing(line: str) -> None:
+    """Keep no line."""
+
+
+def _note_ends(
+    listener: Listener, say: Callable[[str], None], ended: list[SlideOutcome]
+) -> Listener:
+    """Return a listener that passes everything on and keeps the outcomes."""
+
+    def note(outcome: SlideOutcome) -> None:
+        ended.append(outcome)
+        listener.slide_ended(outcome)
+
+    told: dict[str, Callable[..., None]] = {
+        "progress": listener.progress,
+        "working_on": listener.working_on,
+    }
+    return Listener(**told, say=say, slide_ended=note)
 
 
 @contextmanager
