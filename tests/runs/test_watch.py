@@ -255,7 +255,7 @@ def test_a_watch_from_its_first_slide_to_ctrl_c(
     assert process.returncode == 3
     assert "3 slides: 2 ok, 1 failed" in said
     assert [said.count(f"\n{name}: ok") for name in (first, second)] == [1, 1]
-    assert (said.count("bad.svs: "), said.count("model wide_resnet")) == (1, 1)
+    assert (said.count("\nfailed: "), said.count("model wide_resnet")) == (1, 1)
     assert "truncated" not in said
     assert not (tmp_path / "out" / ".wsi").exists()
     assert list((tmp_path / "disk").iterdir()) == []
