@@ -56,6 +56,7 @@ benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cohort.py
+	$(BIN)/python benchmarks/sampling.py
 
 # Is this machine's GPU right, and how fast? Nine minutes at most. Rehearsed by make gpu-check OPTIONS="--device cpu".
 gpu-check: $(VENV)/installed-test

@@ -24,7 +24,9 @@ from wsi_pipeline.core.calibration import ModelTerms, Terms
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.outputs.results import Slide, open_results
 from wsi_pipeline.runs.infer import infer_slides
+from wsi_pipeline.slides import tiff_reader
 from wsi_pipeline.slides.selection import find_slides
+from wsi_pipeline.slides.tiff_tiles import decode_tile
 from wsi_pipeline.store.predictions import Predictions, open_result
 
 QUICK = (*PLAIN, "--outputs", "summary", "--workers", 0)
@@ -273,6 +275,36 @@ def test_killed_on_the_way_from_an_estimate_to_the_whole(
         open_result(tmp_path / "out" / "one")
     assert run(*words).exit_code == 0
     assert folder_bytes(tmp_path / "out" / "one") == folder_bytes(tmp_path / "whole" / "one")
+
+
+@pytest.mark.system
+def test_reading_costs_at_most_twice_the_share_of_patches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16,384 patches, 50 px each on tiles of 256 px, 2,000 are drawn."""
+    slide = write_slide(tmp_path / "slides" / "one.tiff", tissue(6400, 6400), 0.25)
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(mpp=0.25))
+    decoded = 0
+
+    def count(*given: Any, **more: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return decode_tile(*given, **more)
+
+    monkeypatch.setattr(tiff_reader, "decode_tile", count)
+
+    def measure(*options: object) -> int:
+        before = decoded
+        words = ("--model", model, "--out", tmp_path / "out", *QUICK)
+        assert run("infer", slide, *words, *options).exit_code == 0
+        return decoded - before
+
+    planning = measure("--dry-run")
+    part = measure("--sample", 2000) - planning
+    drawn = count_predicted(tmp_path / "out")
+    whole = measure("--force") - planning
+    assert 1500 < drawn < 2500
+    assert part / whole <= 2 * drawn / 16_384
 
 
 # Drawn areas

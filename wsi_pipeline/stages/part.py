@@ -48,7 +48,7 @@ MOST_OF_A_PATCH = 0.5
 WORTH_A_SAMPLE = 0.75
 """Where a sample and its context would be more of a slide than this, all of it is computed."""
 TILES_ACROSS = 1 + math.sqrt(2)
-"""A square so wide touches, on average, twice the tiles that its own area is worth."""
+"""A square so wide, its context included, touches twice the tiles that its area is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +135,10 @@ def draw_sample(
         return table
     view = view_grid(reader, grid)
     tile_px = max(view.level.tile or (1, 1))
-    least_side = math.ceil(TILES_ACROSS * tile_px / (grid.spec.stride_px * float(view.reduction)))
-    found = draw_clusters(table.positions, sampling.patches, sampling.seed, least_side)
     reach = find_reach(context_um / (grid.spec.stride_px * grid.spec.mpp))
+    across = TILES_ACROSS * tile_px / (grid.spec.stride_px * float(view.reduction))
+    least_side = max(1, math.ceil(across) - 2 * reach)
+    found = draw_clusters(table.positions, sampling.patches, sampling.seed, least_side)
     drawn = np.zeros((grid.rows, grid.cols), dtype=np.bool_)
     drawn[tuple(table.positions[found.drawn].T)] = True
     index = np.flatnonzero(add_context(drawn, reach)[tuple(table.positions.T)])
