@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.builders import folder_bytes, tissue, write_slide
-from tests.commands import infer
+from tests.builders import folder_bytes, make_checkpoint, tissue, write_model, write_slide
+from tests.commands import infer, spawn
 from tests.serve.test_annotations import box
 from tests.served import TOKEN, connect, make_run, run_server, serve_all, wait_until
 from wsi_pipeline.core.choices import DRAWN
@@ -231,6 +232,16 @@ def test_a_region_of_another_slide_or_with_force_is_refused(
     assert not (root / "results" / DRAWN).exists()
 
 
+def test_an_area_joins_no_results_of_another_model(root: Path) -> None:
+    settings = serve_all(root, ("results",))
+    other = write_model(root / "other.safetensors", make_checkpoint(seed=9))
+    with run_server(replace(settings, model=other)) as (url, _), connect(url) as client:
+        refused = ask(client, FOUR)
+    assert refused.status_code == 409
+    assert "results are of another model" in refused.json()["error"]
+    assert not (root / "results" / DRAWN).exists()
+
+
 def test_where_the_queue_refuses_nothing_is_written(
     client: httpx.Client, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,15 +278,13 @@ def test_a_job_that_fails_takes_its_own_area_back_and_no_other(
     assert drawn_path(root).read_bytes() == before
 
 
-def test_after_a_job_that_failed_on_the_slide_others_run(client: httpx.Client, root: Path) -> None:
-    """The file of results is not a folder of results; the next run of the slide is a plain one."""
+def test_an_area_on_a_slide_that_cannot_be_read_is_refused(
+    client: httpx.Client, root: Path
+) -> None:
     (root / "slides" / "broken.tiff").write_bytes(b"II*\0" + bytes(100))
     refused = ask(client, FOUR, "broken")
     assert refused.status_code in (404, 422)
     assert not drawn_path(root, "broken").exists()
-    slide = root / "slides" / "bare.tiff"
-    model = root / "results.safetensors"
-    assert infer(slide, model, root / "results", **AS_SERVED).exit_code == 0
 
 
 def test_where_areas_cannot_be_written_there_is_no_job(client: httpx.Client, root: Path) -> None:
@@ -365,3 +374,27 @@ def test_areas_need_the_token_and_the_servers_own_pages(client: httpx.Client, ro
     bare = httpx.delete(str(client.base_url.join("/api/v1/slides/half/drawn/0?version=none")))
     assert bare.status_code == 401
     assert not (root / "results" / DRAWN).exists()
+
+
+@pytest.mark.system
+def test_after_a_server_was_killed_in_a_job_the_same_area_goes_on(root: Path) -> None:
+    line = ("serve", "--results", root / "results", "--slides", root / "slides", "--port", 0)
+    model = ("--model", root / "results.safetensors", "--device", "cpu", "--workers", 0)
+    before = folder_bytes(root / "results" / "half")
+    server = spawn(*line, *model)
+    assert server.stdout is not None
+    told = server.stdout.readline().decode().split()[-1]
+    address, _, token = told.partition("/?token=")
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=address, headers=headers, timeout=60) as client:
+        assert ask(client, FOUR).status_code == 202
+    server.kill()
+    server.communicate()
+    assert areas_on_disk(drawn_path(root)) == [10_000]
+    assert folder_bytes(root / "results" / "half") == before
+    with run_server(serve_all(root, ("results",))) as (url, _), connect(url) as client:
+        assert client.get("/api/v1/jobs").json() == []
+        assert len(drawn(client)["areas"]) == 1
+        assert run_job(client, FOUR)["state"] == "done"
+    assert areas_on_disk(drawn_path(root)) == [10_000]
+    assert np.count_nonzero(~np.isnan(own_map(root))) == 64
