@@ -16,8 +16,9 @@ from tests.builders import make_checkpoint, tissue, write_model, write_slide
 from tests.commands import PLAIN, plain_options, run, spawn
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.options import TileOptions
+from wsi_pipeline.runs.copied_job import CopiedJob
 from wsi_pipeline.runs.disk_space import DiskSpace
-from wsi_pipeline.runs.local_copies import FILES, CopiedJob, LocalCopies, name_copy
+from wsi_pipeline.runs.local_copies import FILES, LocalCopies, name_copy
 from wsi_pipeline.runs.tile import read_tiling
 from wsi_pipeline.scheduling import NotYet, Workers
 from wsi_pipeline.slides import open_slide

@@ -38,6 +38,7 @@ from wsi_pipeline.outputs.run_files import (
     write_slides_tables,
 )
 from wsi_pipeline.runs.batch import Batch, Interrupted, run_batch
+from wsi_pipeline.runs.copied_job import lend_copies
 from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.done import find_done
@@ -111,7 +112,7 @@ def infer_slides(
             used = {"architecture": facts.architecture, "digest": facts.digest}
             told = parameters | {"model": used}
             events = log.enter_context(log_events(results, "infer", len(jobs), told, suffix))
-            lent = work.enter_context(copies.lend(jobs))
+            lent = work.enter_context(lend_copies(jobs, copies))
             space, keeps = DiskSpace(options.min_free), earlier is not None
             batch = run_batch(lent, pool, listener, events, space, "slide", done, keeps)
         listener.working_on("writing the tables and the page of all slides")

@@ -20,7 +20,7 @@ import secrets
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,18 +28,12 @@ from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, format_json, read_json
 from wsi_pipeline.core.options import RunOptions
-from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.runs.disk_space import GB, DiskSpace
 from wsi_pipeline.scheduling import NotYet, Workers
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.slide_files import SlideFiles, Stamp, find_files
-from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.part import is_part
-from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
-from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import LockHeld, hold_lock, wait_for_lock
-from wsi_pipeline.store.manifest import is_product, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -86,23 +80,6 @@ class LocalCopies:
             )
         return cls(folder and folder.absolute(), DiskSpace(options.min_free))
 
-    @contextmanager
-    def lend(self, jobs: Sequence[InferJob | TileJob]) -> Iterator[Sequence[SlideJob]]:
-        """Give the jobs as they read copies; none is left after the block. Raises EnvironmentFault.
-
-        Copies of a killed run are kept for the slides of these jobs.
-        """
-        if self.folder is None:
-            yield jobs
-            return
-        make_folder(self.folder)
-        with suppress(LockHeld), hold_lock(self.folder / "copies"):
-            self._clean({name_copy(job.slide) for job in jobs})
-        try:
-            yield [CopiedJob(job, self) for job in jobs]
-        finally:
-            self._clean()
-
     @property
     def _staging(self) -> Path:
         assert self.folder is not None
@@ -125,13 +102,13 @@ class LocalCopies:
                 if entry.lstat().st_uid == os.geteuid():
                     yield entry, match[1], match[2]
 
-    def _clean(self, wanted: Collection[str] = ()) -> None:
+    def clean(self, wanted: Collection[str] = ()) -> None:
         """Remove copies that no process holds, except whole ones that are wanted."""
         assert self.folder is not None
         for entry, name, kind in self._list():
             if name not in wanted or kind != "copy":
                 with suppress(LockHeld), hold_lock(self.folder / name):
-                    _remove(entry)
+                    remove_copy(entry)
 
     @contextmanager
     def hold(self, slide: FoundSlide) -> Iterator[SlideFiles | None]:
@@ -169,7 +146,7 @@ class LocalCopies:
     def _drop(self, name: str) -> None:
         self.held.discard(name)
         for entry, _, _ in self._list(name):
-            _remove(entry)
+            remove_copy(entry)
 
     def _find_again(self, name: str, files: SlideFiles) -> bool:
         """Take over the copy of a killed run, where it is whole and of the slide as it is now."""
@@ -177,7 +154,7 @@ class LocalCopies:
             if kind == "copy" and _is_of(entry, files):
                 entry.rename(self.place(name, "copy"))
                 return True
-            _remove(entry)
+            remove_copy(entry)
         return False
 
     def _reserve(self, slide: FoundSlide, name: str, files: SlideFiles) -> bool:
@@ -215,107 +192,6 @@ class LocalCopies:
             copying.rename(self.place(name, "copy"))
         except OSError as error:
             raise NoRoom(f"{copying}: {error.strerror}") from error
-
-
-@dataclass
-class CopiedJob:
-    """A job that reads its slide from a copy, where there is room for one."""
-
-    job: InferJob | TileJob
-    copies: LocalCopies
-    folder: Path | None = None
-    """Folder of the slide's files, set while there is room for their copy."""
-    own: str = ""
-    """Name of the slide's file below it."""
-    stamp: Stamp = (0, 0)
-    """Its size and time of change, as it is copied."""
-
-    @property
-    def slide(self) -> FoundSlide:
-        """The slide of the job."""
-        return self.job.slide
-
-    @property
-    def target(self) -> Path:
-        """Folder of the product."""
-        return self.job.target
-
-    @property
-    def patch_bytes(self) -> dict[Path, int]:
-        """Bytes per patch of the job."""
-        return self.job.patch_bytes
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold the locks of the job, and room for the copy where pixels will be read."""
-        with self.job.hold(), ExitStack() as held:
-            if not _has_products(self.job):
-                files = held.enter_context(self.copies.hold(self.slide))
-                if files is not None:
-                    self.folder, self.own = files.folder, files.own
-                    self.stamp = files.stamps[files.own]
-            yield
-
-    def prepare(self) -> SlidePlan:
-        """Copy the slide, then prepare the job."""
-        name = name_copy(self.slide)
-        if self.folder is not None and self.copies.place(name, "copying").is_dir():
-            try:
-                self.copies.fill(name, self.slide.path)
-            except NoRoom as fault:
-                logger.warning("%s: was not copied (%s); %s", self.slide.path, fault, IN_PLACE)
-                _remove(self.copies.place(name, "copying"))
-        with self._reading() as job:
-            plan = job.prepare()
-        return plan.with_stamp(self.stamp) if job.slide.copy else plan
-
-    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
-        """Run one block."""
-        with self._reading() as job:
-            return job.run_block(plan, block)
-
-    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Finish the job."""
-        with self._reading() as job:
-            return job.finish(plan, reports)
-
-    @contextmanager
-    def _reading(self) -> Iterator[InferJob | TileJob]:
-        """Give the job with the copy, if there is one; errors name the slide itself."""
-        files = self.copies.place(name_copy(self.slide), "copy") / FILES
-        if self.folder is None or not (files / self.own).is_file():
-            yield self.job
-            return
-        try:
-            yield _read_from(self.job, files / self.own)
-        except Exception as error:
-            error.args = tuple(
-                text.replace(str(files), str(self.folder)) if isinstance(text, str) else text
-                for text in error.args
-            )
-            raise
-
-
-def _has_products(job: InferJob | TileJob) -> bool:
-    """Return whether finished results, and the store to keep, are there and stay.
-
-    Those of a part of the slide, such as a sample, may be gone on from.
-    """
-    if job.force or not is_product(job.target):
-        return False
-    if isinstance(job, TileJob):
-        return True
-    is_kept = job.keep is None or is_product(job.keep.target)
-    return is_kept and not is_part(read_manifest(job.target).recipe)
-
-
-def _read_from(job: InferJob | TileJob, copy: Path) -> InferJob | TileJob:
-    """Return the job as it reads a copy of its slide."""
-    slide = replace(job.slide, copy=copy)
-    if isinstance(job, TileJob):
-        return replace(job, slide=slide)
-    keep = job.keep and replace(job.keep, slide=replace(job.keep.slide, copy=copy))
-    return replace(job, slide=slide, keep=keep)
 
 
 def name_copy(slide: FoundSlide) -> str:
@@ -382,7 +258,7 @@ def _write(copy: BinaryIO, piece: bytes, target: Path, space: DiskSpace) -> None
         raise NoRoom(str(error)) from error
 
 
-def _remove(folder: Path) -> None:
+def remove_copy(folder: Path) -> None:
     """Remove a copy, first under a name by which nothing is read.
 
     Files are cut, so that their room is free also where a worker still has one open.

@@ -25,6 +25,7 @@ from wsi_pipeline.labels.tissue_mask import match_mask
 from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
 from wsi_pipeline.outputs.tiling_page import TilingCommand, write_tiling_page
 from wsi_pipeline.runs.batch import Interrupted, run_batch
+from wsi_pipeline.runs.copied_job import lend_copies
 from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
@@ -100,7 +101,7 @@ def tile_slides(
     parameters = {"tiling": asdict(tiling), "codec": codec.to_json(), "force": options.force}
     with log_events(out, "tile", len(jobs), parameters, suffix) as events:
         space, keeps = DiskSpace(options.min_free), earlier is not None
-        with open_pool(workers) as pool, copies.lend(jobs) as lent:
+        with open_pool(workers) as pool, lend_copies(jobs, copies) as lent:
             batch = run_batch(lent, pool, listener, events, space, keeps_account=keeps)
         account = batch.account.after(earlier)
         write_failures_csv(out, account.outcomes, suffix=suffix)

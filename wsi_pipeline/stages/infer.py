@@ -26,7 +26,7 @@ from wsi_pipeline.stages.aggregate import (
     take_over,
 )
 from wsi_pipeline.stages.infer_source import InferRequest, Source
-from wsi_pipeline.stages.part import Known, find_known
+from wsi_pipeline.stages.known import Known, find_known
 from wsi_pipeline.stages.plan import (
     BlockReport,
     PreviewState,

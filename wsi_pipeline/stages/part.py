@@ -5,13 +5,11 @@ other patches are asked for, on the same grid and by the same model and engine, 
 there are taken over, and only the others are computed.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +17,24 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import DRAWN, ROLES
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, order_by_macro_tile
-from wsi_pipeline.core.outcome import Distance
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.core.slide import PatchQuality, PatchTable, SampleDesign, SlideInfo
 from wsi_pipeline.counting.cluster_sample import draw_clusters
 from wsi_pipeline.counting.context import add_context, find_reach
 from wsi_pipeline.labels.tissue_mask import TissueMask
 from wsi_pipeline.models.stains import sample_patches
-from wsi_pipeline.outputs.heatmap import place_on_grid
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
 from wsi_pipeline.slides.pieces import number_tissue
 from wsi_pipeline.slides.quality import QualityParameters, flag_patches
 from wsi_pipeline.slides.tissue import tissue_fraction
 from wsi_pipeline.store.commit import without_view
-from wsi_pipeline.store.manifest import is_product, read_manifest
-from wsi_pipeline.store.predictions import SAMPLE, is_estimate, open_result
-
-logger = logging.getLogger(__name__)
+from wsi_pipeline.store.manifest import read_manifest
+from wsi_pipeline.store.predictions import SAMPLE, is_estimate
 
 AREAS_ALONE = "areas_alone"
 PART = (SAMPLE, DRAWN, AREAS_ALONE)
 """Entries of a source's recipe that say of which part of the slide the patches are."""
-SAME_PIXELS = ("profile", "reader", "slide", "slide_mpp", "patch", "allow_upsample")
-"""Entries of a source's recipe that decide the pixels of a patch, given its position."""
 MOST_OF_A_PATCH = 0.5
 """Share of a patch from which on it lies in an area."""
 WORTH_A_SAMPLE = 0.75
@@ -222,34 +214,6 @@ def _order(reader: SlideReader, table: PatchTable) -> PatchTable:
     return table.take(place[tuple(ordered.T)])
 
 
-class Known(NamedTuple):
-    """Logits that an earlier product of a slide holds, where they belong on the grid."""
-
-    logit: NDArray[np.float32]
-    """(rows, cols), NaN: not known."""
-    spread: NDArray[np.float32] | None
-    """The same of an ensemble's spreads."""
-    compared: Mapping[int, tuple[float, ...]]
-    """Number → what was measured of the patches that were compared with training patches."""
-    distance: Distance
-    """Distance of the compared patches from the training patches."""
-    sampled: NDArray[np.int64]
-    """(k,) numbers of those patches."""
-
-    def of_block(
-        self, table: PatchTable, block: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return logits and spreads of one block, (b,) each."""
-        place = tuple(table.positions[table.block_slice(block)].T)
-        return self.logit[place], None if self.spread is None else self.spread[place]
-
-    def has_distance_of(self, table: PatchTable) -> bool:
-        """Return True where the distance is that of the very patches that a table compares."""
-        numbers = table.numbers[find_compared(table)]
-        is_same = np.array_equal(np.sort(numbers), np.sort(self.sampled))
-        return is_same and self.distance != Distance()
-
-
 def find_compared(table: PatchTable) -> NDArray[np.intp]:
     """Return the patches of a slide that are compared with training patches, ascending.
 
@@ -265,43 +229,3 @@ def find_compared(table: PatchTable) -> NDArray[np.intp]:
         return sample
     shared = np.flatnonzero(np.isin(table.numbers, table.sample.compared))
     return np.union1d(sample, shared)
-
-
-def find_known(target: Path, recipe: Mapping[str, Any]) -> Known | None:
-    """Return the logits of the finished product that `recipe` may go on from; None: there are none.
-
-    They are those of another part of the same slide, on the same grid, by the same model and
-    engine. A damaged product is passed over with a warning.
-    """
-    if not is_product(target):
-        return None
-    try:
-        manifest = read_manifest(target)
-        if not _has_same_pixels(manifest.recipe, recipe):
-            return None
-        return _read_known(target, manifest.content_digest)
-    except StoreError as error:
-        logger.warning("%s; what it holds is computed again", error)
-        return None
-
-
-def _has_same_pixels(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    one, other = made.get("source"), wanted.get("source")
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping) or "slide" not in one:
-        return False
-    is_same_slide = all(one.get(name) == other.get(name) for name in SAME_PIXELS)
-    return is_same_slide and all(made.get(name) == wanted.get(name) for name in ("model", "engine"))
-
-
-@lru_cache(2)
-def _read_known(target: Path, _digest: str) -> Known:
-    predictions = open_result(target)
-    table, spread = predictions.table, predictions.spread
-    placed = None if spread is None else place_on_grid(table, spread)
-    return Known(
-        place_on_grid(table, predictions.logit),
-        placed,
-        predictions.compared,
-        predictions.distance,
-        table.numbers[find_compared(table)],
-    )

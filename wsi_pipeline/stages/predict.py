@@ -25,7 +25,8 @@ from wsi_pipeline.core.slide import (
 from wsi_pipeline.models.card import STAIN_MEASURES, ModelFacts
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.stains import measure_stains
-from wsi_pipeline.stages.part import Known, find_compared, is_part
+from wsi_pipeline.stages.known import Known
+from wsi_pipeline.stages.part import find_compared, is_part
 from wsi_pipeline.stages.plan import BlockReport, read_staged_table
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
