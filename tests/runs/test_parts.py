@@ -351,7 +351,7 @@ def test_areas_are_added_to_the_tissue_and_only_they_are_computed(
     infer(pale, model, out)
     before = cells(out)
     draw(out, (400, 0, 200, 100))
-    assert "8 of them in drawn areas alone" in extend(pale, model, out).message
+    assert "8 patches lie in drawn areas alone" in extend(pale, model, out).message
     assert (cells(out), count_predicted(out)) == (before | GLASS, 8)
 
 

@@ -189,7 +189,7 @@ def describe_areas(table: PatchTable) -> str:
     """Return how many patches lie in drawn areas alone, to be added to a slide's line."""
     role, area = table.role, ROLES.index("area")
     count = 0 if role is None else int(np.count_nonzero(role == area))
-    return f"; {count:,} of them in drawn areas alone" if count else ""
+    return f"; {count:,} patches lie in drawn areas alone" if count else ""
 
 
 def describe_doubts(table: PatchTable) -> str:
