@@ -16,6 +16,8 @@ from startup import infer, make_slide
 from stopwatch import Timed, measure
 from tiling import describe_machine
 
+ENDS = ("positives_low", "positives_high")
+
 
 def run(slide: Path, out: Path, model: str, *more: str) -> tuple[Timed, dict[str, Any]]:
     """Infer a slide into an empty folder: what it took, and the slide's summary."""
@@ -51,9 +53,6 @@ def main() -> None:
                 f" {all_of_it['positive_fraction']:.1%}",
                 flush=True,
             )
-
-
-ENDS = ("positives_low", "positives_high")
 
 
 if __name__ == "__main__":

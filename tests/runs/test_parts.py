@@ -11,6 +11,7 @@ import pytest
 
 from tests.builders import (
     break_tile,
+    draw_regions,
     folder_bytes,
     make_checkpoint,
     make_store,
@@ -311,21 +312,10 @@ def test_reading_costs_at_most_twice_the_share_of_patches(
 
 
 def draw(out: Path, *boxes: tuple[int, int, int, int]) -> Path:
-    """Boxes x, y, width, height in level-0 pixels, as the viewer writes them."""
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]],
-            },
-            "properties": {"objectType": "annotation"},
-        }
-        for x, y, w, h in boxes
-    ]
+    """The file of drawn areas, boxes of x, y, width and height in level-0 pixels."""
     path = out / "drawn" / "one.geojson"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    draw_regions(path, {f"area {n}": (x, y, x + w, y + h) for n, (x, y, w, h) in enumerate(boxes)})
     return path
 
 

@@ -31,16 +31,19 @@ OTHER_FOUR = box(500, 300, 600, 400)
 AS_SERVED: dict[str, Any] = {"engine": "auto", "precision": "auto"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_half(root: Path) -> Path:
     """`half`: tissue on the left 300 px of 600, 60 patches inferred; `bare`: the same, not yet."""
-    root = tmp_path_factory.mktemp("drawn")
     pixels = tissue(600, 500)
     pixels[:, 300:] = 245
     write_slide(root / "slides" / "half.tiff", pixels)
     make_run(root, ())
     write_slide(root / "slides" / "bare.tiff", pixels)
     return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_half(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browsing import IN_BROWSER, Watched, open_viewer, viewport, wait_for, watch_list
-from tests.builders import tissue, write_slide
-from tests.serve.test_drawn_areas import areas_on_disk, drawn_path
+from tests.serve.test_drawn_areas import areas_on_disk, drawn_path, make_half
 from tests.serve.test_viewer import CONTRASTS, NAMELESS
-from tests.served import make_run, run_server, serve_all
+from tests.served import run_server, serve_all
 from wsi_pipeline.serve import job_queue
 
 pytestmark = IN_BROWSER
@@ -21,14 +20,7 @@ pytestmark = IN_BROWSER
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`half`: tissue on the left 300 px of 600, inferred; `bare`: the same, not yet."""
-    root = tmp_path_factory.mktemp("drawn-page")
-    pixels = tissue(600, 500)
-    pixels[:, 300:] = 245
-    write_slide(root / "slides" / "half.tiff", pixels)
-    make_run(root, ())
-    write_slide(root / "slides" / "bare.tiff", pixels)
-    return root
+    return make_half(tmp_path_factory.mktemp("drawn-page"))
 
 
 @pytest.fixture

@@ -24,8 +24,11 @@ TISSUE_DETECTORS = (LOCAL, OTSU)
 AREAS = ("glass", "tissue", "pen", "border", "fill", "uncertain", "dark")
 """Areas that pixels of a thumbnail are taken for, by their number."""
 ROLES = ("tissue", "area", "context")
-"""Reasons why a patch was predicted: it is of the tissue or the mask, lies in a drawn area alone,
-or is the context of a sample's patches and does not count."""
+"""Reasons why a patch was predicted, by their number.
+
+It lies on tissue or in the mask; or only in a drawn area; or it is only the context of a sample's
+patches, and does not count.
+"""
 SCALE_TOLERANCE = 0.05
 """Patches whose scale differs by no more than this share are of one scale to a model."""
 
@@ -127,7 +130,7 @@ TRUTH = "truth"
 CORRECTIONS = "corrections"
 """Folder in a results folder with regions that people drew in the viewer: `<slide_id>.geojson`."""
 DRAWN = "drawn"
-"""Folder in a results folder with areas that are assessed besides a slide's tissue:
+"""Folder in a results folder with drawn areas, which are assessed as well as a slide's tissue:
 `<slide_id>.geojson`."""
 FOLDERS = frozenset({REVIEWS, TRUTH, CORRECTIONS, DRAWN})
 RESERVED = frozenset(

@@ -335,7 +335,7 @@ class InferOptions(ExternalModelOptions, OutputOptions, CutOptions, DeviceOption
         "Estimate the share of positive patches by so many of each slide, drawn in squares over"
         " its tissue, with an interval; the same line without it goes on to the whole slide.",
         low=1, metavar="N")
-    seed: int = option(0, INPUT, "Of --sample.", low=0, high=2**31 - 1, metavar="N")
+    seed: int = option(0, INPUT, "Random seed of --sample.", low=0, high=2**31 - 1, metavar="N")
     keep_patches: Path | None = option(
         None, OUTPUT, "Also write the slides' patch stores there, or read them where they are.",
         metavar="DIR", path="made")

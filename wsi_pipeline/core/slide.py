@@ -145,7 +145,7 @@ class PatchQuality(NamedTuple):
     """(n,) the sum of a patch's `QUALITY_FLAGS`."""
 
     def take(self, index: NDArray[np.intp]) -> Self:
-        """Return that of these patches, in this order."""
+        """Return the quality of the patches at `index`, in this order."""
         return self._replace(**{name: values[index] for name, values in self._asdict().items()})
 
 
@@ -163,7 +163,7 @@ class SampleDesign(NamedTuple):
     """Design of a sample of a slide's patches: whole squares of the grid, drawn at random."""
 
     patches: int
-    """As many were asked for."""
+    """Wanted number of patches."""
     seed: int
     side: int
     """Patches along a square's side."""
@@ -172,9 +172,9 @@ class SampleDesign(NamedTuple):
     slide_patches: int
     """Patches of the whole slide."""
     reach: int
-    """As far as this, in patches, every neighbour of a drawn patch was predicted, too."""
+    """Patches along each axis within which a drawn patch's neighbours were all predicted, too."""
     compared: tuple[int, ...] = ()
-    """Numbers of positions whose patches are compared with training patches for the whole slide."""
+    """Numbers of the sample's patches that the whole slide would compare with training patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,23 +218,23 @@ class PatchTable:
     role: NDArray[np.uint8] | None = None
     """(n,) index into `ROLES`; None: all are of the tissue or the mask."""
     sample: SampleDesign | None = None
-    """Of an estimate; None: all patches were chosen."""
+    """Design of the sample whose patches these are; None: they are not drawn from others."""
 
     @property
     def numbers(self) -> NDArray[np.int64]:
-        """(n,) of the patches' positions on the grid, in raster order."""
+        """(n,) number of each patch: that of its position on the grid, in raster order from 0."""
         row, col = self.positions.T.astype(np.int64)
         return np.asarray(row * self.grid.cols + col)
 
     @property
     def is_counted(self) -> NDArray[np.bool_]:
-        """(n,) False for patches that are only the context of others."""
+        """(n,) False for patches that are only the context of a sample's patches."""
         if self.role is None:
             return np.ones(self.patches, dtype=np.bool_)
         return np.not_equal(self.role, ROLES.index("context"))
 
     def take(self, index: NDArray[np.intp]) -> Self:
-        """Return the table of these patches, in this order; its blocks are as long as before."""
+        """Return the table of the patches at `index`, in this order; the block size stays."""
         return replace(
             self,
             positions=np.ascontiguousarray(self.positions[index]),
@@ -374,7 +374,7 @@ def _read_design(value: Any) -> SampleDesign | None:
     shared = read_integers(value[last], len(value[last]))
     design = SampleDesign(*numbers)._replace(compared=shared)
     if min(numbers) < 0 or not (design.side and design.clusters and design.slide_patches):
-        raise ValueError("the design of its sample is none")
+        raise ValueError("the design of its sample is invalid")
     return design
 
 

@@ -3,10 +3,10 @@
 Clusters are squares of the grid, so that reading stays cheap. The share is the ratio estimator
 over clusters, its variance that of the linearised ratio (Cochran 1977, chapters 6 and 11). The
 interval is Clopper and Pearson's at the effective sample size, corrected by Student's t for few
-clusters (Korn & Graubard 1998). Two things are added, both for intervals that missed in
-simulations: clusters whose patches are all alike join those that were seen, and the
-finite-population correction draws the ends to the share instead of enlarging the sample, because
-where most clusters are drawn the error leans the other way.
+clusters (Korn & Graubard 1998). Two things differ from these sources, because in simulations the
+interval covered too rarely without them: some clusters whose patches are all alike are added to
+those drawn, and the finite-population correction shortens the interval instead of enlarging the
+sample, because the error is skewed to the other side where most clusters are drawn.
 """
 
 from typing import NamedTuple
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 AIMED_CLUSTERS = 120
-"""Clusters that a sample is divided into where the least side allows it: at the same number of
-patches an interval is about as wide as a cluster's side is long.
+"""Wanted number of clusters of a sample; fewer are drawn where the least side is longer.
+
+At the same number of patches the width of the interval is about proportional to the side.
 """
 FEWEST_CLUSTERS = 10
-"""The least side gives way before fewer clusters are drawn: a variance of few is a guess."""
+"""The side becomes shorter than the least one where fewer clusters than these would be drawn."""
 PRIOR_CLUSTERS = 2.0
-"""Clusters of patches that are all alike, added to those seen where the design effect is taken."""
+"""Number of added clusters of patches that are all alike, in the estimate of the design effect."""
 
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.intp]
@@ -35,7 +36,7 @@ class ClusterSample(NamedTuple):
     side: int
     """Patches along a cluster's side."""
     clusters: int
-    """Clusters with patches, of the slide."""
+    """Number of clusters of the slide that hold patches."""
     drawn: Bools
     """(n,) True for patches of drawn clusters."""
     cluster: Numbers
@@ -43,7 +44,10 @@ class ClusterSample(NamedTuple):
 
 
 class ShareEstimate(NamedTuple):
-    """Share of positive patches of a slide with its interval, 0 to 1; None: nothing was read."""
+    """Share of positive patches of a slide with its 95 % interval, 0 to 1.
+
+    None where no drawn patch could be read.
+    """
 
     share: float | None
     low: float | None
@@ -53,14 +57,15 @@ class ShareEstimate(NamedTuple):
 def draw_clusters(
     positions: NDArray[np.int32], patches: int, seed: int, least_side: int = 1
 ) -> ClusterSample:
-    """Return about `patches` of the slide's patches, a fixed number of whole clusters.
+    """Draw whole clusters that hold about `patches` of the slide's patches.
 
-    `positions` is (n, 2), row and column of every patch with tissue, in any order. Clusters are
-    the squares (row // side, col // side), drawn without replacement.
+    `positions` is (n, 2), row and column of every patch of the slide, in any order. Clusters are
+    the squares (row // side, col // side); their number is fixed, and they are drawn without
+    replacement. `least_side` is the side, in patches, below which reading becomes slow.
     """
     count = len(positions)
     side = _choose_side(positions, patches, least_side)
-    clusters, cluster = _number_clusters(positions, side)
+    clusters, cluster = number_clusters(positions, side)
     wanted = clusters if patches >= count else _clusters_wanted(patches, count, clusters)
     chosen = np.zeros(clusters, dtype=np.bool_)
     chosen[np.random.default_rng(seed).permutation(clusters)[:wanted]] = True
@@ -70,8 +75,8 @@ def draw_clusters(
 def estimate_share(positive: Bools, known: Bools, cluster: Numbers, clusters: int) -> ShareEstimate:
     """Return the share of positives among a slide's readable patches, with a 95 % interval.
 
-    `positive`, `known` and `cluster` are (m,), of the drawn patches: those not known could not be
-    read. `clusters` is the number of clusters of the whole slide.
+    `positive`, `known` and `cluster` are (m,), of the drawn patches; a patch that could not be read
+    is not known. `clusters` is the number of clusters of the whole slide.
     """
     if not known.any():
         return ShareEstimate(None, None, None)
@@ -82,12 +87,12 @@ def estimate_share(positive: Bools, known: Bools, cluster: Numbers, clusters: in
     if len(sizes) >= clusters:
         return ShareEstimate(share, share, share)
     low, high = _binomial_interval(share, _effective_size(sizes, positives))
-    part = (1 - len(sizes) / clusters) ** 0.5  # of the deviation: the drawn clusters are known
+    part = (1 - len(sizes) / clusters) ** 0.5  # finite-population correction of the deviation
     return ShareEstimate(share, share - (share - low) * part, share + (high - share) * part)
 
 
-def _number_clusters(positions: NDArray[np.int32], side: int) -> tuple[int, Numbers]:
-    """Return the number of clusters and (n,) each patch's, numbered by row, then column."""
+def number_clusters(positions: NDArray[np.int32], side: int) -> tuple[int, Numbers]:
+    """Return the number of clusters, and (n,) the number of each patch's, by row, then column."""
     if not len(positions):
         return 0, np.zeros(0, dtype=np.intp)
     row, col = (positions.astype(np.int64) // side).T
@@ -96,15 +101,19 @@ def _number_clusters(positions: NDArray[np.int32], side: int) -> tuple[int, Numb
 
 
 def _clusters_wanted(patches: int, count: int, clusters: int) -> int:
+    """Return how many of the clusters, of `count` patches in all, hold about `patches`."""
     return min(max(round(patches * clusters / count), 1), clusters)
 
 
 def _choose_side(positions: NDArray[np.int32], patches: int, least_side: int) -> int:
-    """Return the side that divides the sample into clusters enough, `least_side` if that does."""
+    """Return the side, in patches, that gives `AIMED_CLUSTERS`, or `least_side` if it is longer.
+
+    It is shorter where fewer than `FEWEST_CLUSTERS` would be drawn.
+    """
     count = len(positions)
     side = max(least_side, int((patches / AIMED_CLUSTERS) ** 0.5), 1)
     while side > 1 and patches < count:
-        clusters, _ = _number_clusters(positions, side)
+        clusters, _ = number_clusters(positions, side)
         if _clusters_wanted(patches, count, clusters) >= FEWEST_CLUSTERS:
             break
         side -= 1
@@ -112,11 +121,11 @@ def _choose_side(positions: NDArray[np.int32], patches: int, least_side: int) ->
 
 
 def _effective_size(sizes: Floats, positives: Floats) -> float:
-    """Return the size of a simple random sample of an endless slide that would tell as much.
+    """Return the size of a simple random sample whose share would be as precise.
 
-    The design effect is drawn towards that of clusters whose patches are all alike: where few
-    clusters have positives, or few have negatives, their own effect is uncertain, and where none
-    has, unknown. Clusters that are more even than chance count as if they were not.
+    `sizes` and `positives` are (k,), of each drawn cluster. The design effect is a mean of the
+    measured one and that of clusters whose patches are all alike, which weighs more the fewer
+    clusters have positives, or the fewer have negatives. It is at least 1.
     """
     from scipy.special import stdtrit
 

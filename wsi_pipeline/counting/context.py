@@ -5,16 +5,19 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 TRUNCATE = 4.0
-"""Standard deviations at which the Gaussian ends."""
+"""Standard deviations beyond which a neighbour has no weight."""
 
 
 def find_reach(sigma_patches: float) -> int:
-    """Return how many patches away a neighbour still weighs in a patch's context, along an axis."""
+    """Return how many patches away, along an axis, the last neighbour with a weight is.
+
+    The rounding is that of scipy's `gaussian_filter`.
+    """
     return int(TRUNCATE * sigma_patches + 0.5)
 
 
 def add_context(drawn: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """Return positions (rows, cols) of which, or within `reach` of which, any is drawn."""
+    """Return the positions (rows, cols) that are drawn, or within `reach` of a drawn one."""
     from scipy.ndimage import maximum_filter
 
     widened: NDArray[np.bool_] = maximum_filter(drawn, 2 * reach + 1, mode="constant")

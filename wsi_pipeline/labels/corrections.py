@@ -26,11 +26,12 @@ from wsi_pipeline.labels.geojson import COLORS, read_geojson
 MAX_CORNERS = 100_000
 """Of one geometry that is sent, and of all regions of a slide."""
 MAX_DRAWN_CORNERS = 2_000
-"""Of an area that anyone may send: work on outlines grows with the square of their corners."""
+"""Of a drawn area, which any user may send: the time that it takes grows with their square."""
 MAX_CROSSINGS = 1_000
-"""Of the lines of an area of so few corners: to untangle 10,000 takes a minute."""
+"""Of the lines of a drawn area with itself: an area with 10,000 takes a minute."""
 MAX_REGIONS = 5_000
 CORNER_STEP_PX = 1 / 64
+"""Corners of drawn areas are multiples of this, which a file in pixels of any origin keeps."""
 MARGIN = 0.1
 """Share of a slide's sides by which a region may lie beyond them."""
 
@@ -107,12 +108,12 @@ def read_area(value: Any, slide: SlideInfo, most_corners: int = MAX_CORNERS) -> 
 
 
 def read_drawn(value: Any, slide: SlideInfo) -> BaseGeometry:
-    """Return the part on the slide of an area that was drawn for the model. Raises LabelError."""
+    """Return the part on the slide of a drawn area, in level-0 pixels. Raises LabelError."""
     return _clip(read_area(value, slide, MAX_DRAWN_CORNERS), slide)
 
 
 def _check_crossings(polygons: Sequence[BaseGeometry]) -> None:
-    """Raise LabelError where lines cross too often; more corners than these are not looked at."""
+    """Raise LabelError for too many crossings; more than `MAX_DRAWN_CORNERS` are not examined."""
     rings = [shapely.get_coordinates(ring) for each in polygons for ring in shapely.get_rings(each)]
     if sum(map(len, rings)) > MAX_DRAWN_CORNERS:
         return
@@ -168,10 +169,7 @@ def _check_place(area: BaseGeometry, slide: SlideInfo) -> None:
 
 
 def _clip(area: BaseGeometry, slide: SlideInfo) -> BaseGeometry:
-    """Return the part of an area that lies on the slide. Raises LabelError where there is none.
-
-    Its corners are multiples of 1/64 px, which a file in pixels of any origin keeps exactly.
-    """
+    """Return the part of an area that lies on the slide. Raises LabelError where there is none."""
     width, height = slide.size_l0
     part = shapely.intersection(area, shapely.box(0, 0, width, height))
     kept = keep_areas(shapely.set_precision(part, CORNER_STEP_PX))
@@ -181,7 +179,7 @@ def _clip(area: BaseGeometry, slide: SlideInfo) -> BaseGeometry:
 
 
 def holds_patch(area: BaseGeometry, grid: Grid, share: float) -> bool:
-    """Return True where a share of any patch of a grid lies in an area."""
+    """Return True where an area covers at least `share` (0 to 1) of any patch of a grid."""
     left, top, right, bottom = area.bounds
     step, side = (
         float(grid.downsample) * each for each in (grid.spec.stride_px, grid.spec.side_px)

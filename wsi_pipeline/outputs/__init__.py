@@ -50,7 +50,7 @@ ALWAYS = "summary"
 
 
 OF_ESTIMATES = frozenset({ALWAYS, "heatmap", "overlay", "report", "parquet"})
-"""Formats that say that they are an estimate, where they are one."""
+"""Formats that an estimate may have: each says that it is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from wsi_pipeline.core.outcome import (
     state_of,
 )
 from wsi_pipeline.core.slide import PatchTable, SampleDesign
-from wsi_pipeline.counting.cluster_sample import estimate_share
+from wsi_pipeline.counting.cluster_sample import estimate_share, number_clusters
 from wsi_pipeline.counting.interval import spread_share
 from wsi_pipeline.outputs.heatmap import (
     CountError,
@@ -30,7 +30,7 @@ from wsi_pipeline.store.predictions import Predictions
 
 HOT_SPOT_MM = 1.0
 """Side of the window of a hot spot."""
-REGION_FIGURES = (
+REGION_METRICS = (
     *("positive_regions", "mean_positive_region_mm2", "largest_positive_region_mm2"),
     *("hot_spot_positive_mm2", "hot_spot_x_l0", "hot_spot_y_l0"),
 )
@@ -69,11 +69,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         min_region_mm2=heatmap.min_region_mm2,
         positive_class=heatmap.positive_class,
         model_digest=predictions.model_digest,
-        colour_distance=predictions.distance.colour,
-        colour_limit=predictions.limits.colour,
-        feature_distance=predictions.distance.features,
-        feature_limit=predictions.limits.features,
-        unlike_training=find_unlike(predictions.distance, predictions.limits),
+        **_describe_distance(predictions),
         mean_probability=float(known.mean()) if len(known) else None,
         p95_probability=float(np.percentile(known, 95)) if len(known) else None,
         max_probability=float(known.max()) if len(known) else None,
@@ -82,7 +78,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
 
 
 def _describe_table(table: PatchTable) -> dict[str, Any]:
-    """Return the facts of a slide and its patches that no model decides."""
+    """Return the fields that do not depend on a model."""
     slide, spec = table.slide, table.grid.spec
     return {
         "slide_id": slide.slide_id,
@@ -100,8 +96,20 @@ def _describe_table(table: PatchTable) -> dict[str, Any]:
     }
 
 
+def _describe_distance(predictions: Predictions) -> dict[str, Any]:
+    """Return the slide's distance from the model's training patches, and its limits."""
+    distance, limits = predictions.distance, predictions.limits
+    return {
+        "colour_distance": distance.colour,
+        "colour_limit": limits.colour,
+        "feature_distance": distance.features,
+        "feature_limit": limits.features,
+        "unlike_training": find_unlike(distance, limits),
+    }
+
+
 def _estimate_positives(positives: int, assessed: int, error: CountError | None) -> dict[str, Any]:
-    """Return the counted number as the estimate, with the interval that its error gives."""
+    """Return the counted positives as the estimate, with an interval by the model's count error."""
     low = high = None
     if assessed and error is not None:
         ends = spread_share(positives / assessed, error.radius, error.center)
@@ -115,10 +123,9 @@ def _estimate_positives(positives: int, assessed: int, error: CountError | None)
 
 
 def _estimate_slide(table: PatchTable, design: SampleDesign, heatmap: Heatmap) -> dict[str, Any]:
-    """Return the estimate of the whole slide's positive patches by those of a sample."""
+    """Return the number of positive patches of the whole slide, estimated from a sample."""
     positions = table.positions[table.is_counted]
-    row, col = (positions // design.side).T.astype(np.int64)
-    _, cluster = np.unique(row * (table.grid.cols + 1) + col, return_inverse=True)
+    _, cluster = number_clusters(positions, design.side)
     place = tuple(positions.T)
     known = ~np.isnan(heatmap.probability[place])
     found = estimate_share(heatmap.positive[place], known, cluster, design.clusters)
@@ -129,13 +136,11 @@ def _estimate_slide(table: PatchTable, design: SampleDesign, heatmap: Heatmap) -
 
 
 def _describe_regions(positive: NDArray[np.bool_] | None, grid: Grid) -> dict[str, Any]:
-    """Return the figures of regions; of a sample, which has none, all are None."""
+    """Return the metrics of regions and hot spot; all are None without `positive` (rows, cols)."""
     if positive is None:
-        return dict.fromkeys(REGION_FIGURES)
-    sizes, area_mm2 = (
-        np.bincount(number_groups(positive, corners=True).ravel())[1:],
-        grid.patch_area_mm2,
-    )
+        return dict.fromkeys(REGION_METRICS)
+    sizes = np.bincount(number_groups(positive, corners=True).ravel())[1:]
+    area_mm2 = grid.patch_area_mm2
     spot = find_hot_spot(positive, grid)
     return {
         "positive_regions": len(sizes),

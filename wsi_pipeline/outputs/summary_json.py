@@ -32,7 +32,7 @@ ADDED = (
 )
 """Fields that summaries of earlier versions lack."""
 LATER = ("colour_profile", "reader_note", "near_threshold", "mask", "slide_patches")
-"""Others that may be lacking each by itself."""
+"""Newer fields, any of which an older summary may lack."""
 
 
 def write_summary(result: SlideResult, folder: Path) -> None:
@@ -113,7 +113,7 @@ def add_review(summary: SlideSummary, folder: Path, fingerprint: str, grid: Grid
     """Return the summary with the estimate of the slide's review, where a person reviewed it.
 
     `folder`, fingerprint and grid are the slide's. A review that is damaged, or of other patches,
-    is left out with a warning; an estimate stays one.
+    is left out with a warning; an estimate is returned as it is.
     """
     if summary.slide_patches is not None:
         return summary

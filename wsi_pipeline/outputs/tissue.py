@@ -59,15 +59,15 @@ class TissuePiece:
 
 
 @dataclass(frozen=True, slots=True)
-class Glass:
-    """The pieces of a slide before anything is counted; the last is the rest."""
+class OutlinedPieces:
+    """Places and areas of a slide's k pieces, numbers 1 to k, and of the rest, number k + 1."""
 
     owner: NDArray[np.intp]
-    """(patches,) number of the piece that each patch lies on; the last number is the rest."""
+    """(patches,) number of the piece that each patch lies on."""
     areas_mm2: NDArray[np.float64]
-    """(1 + pieces + 1,) of the tissue of each number; the first is what is no tissue."""
+    """(k + 2,) area of each number; 0 is what is no tissue."""
     outlines: list[Any]
-    """Of each number from 1 on."""
+    """(k + 1,) from number 1 on."""
 
 
 def describe_pieces(table: PatchTable, heatmap: Heatmap) -> tuple[TissuePiece, ...]:
@@ -75,11 +75,11 @@ def describe_pieces(table: PatchTable, heatmap: Heatmap) -> tuple[TissuePiece, .
 
     Empty where the patches were chosen by no mask. Every patch belongs to exactly one of them.
     """
-    glass = outline_pieces(table)
-    return () if glass is None else count_pieces(glass, table, heatmap)
+    outlined = outline_pieces(table)
+    return () if outlined is None else count_pieces(outlined, table, heatmap)
 
 
-def outline_pieces(table: PatchTable) -> Glass | None:
+def outline_pieces(table: PatchTable) -> OutlinedPieces | None:
     """Return where the pieces lie; None where the patches were chosen by no mask."""
     pieces = find_pieces(table)
     if pieces is None:
@@ -87,30 +87,32 @@ def outline_pieces(table: PatchTable) -> Glass | None:
     numbers = np.where(pieces.numbers == SPECK, pieces.count + 1, pieces.numbers)
     pixel_um = float(table.thumbnail.downsample) * table.slide.mpp
     pixels = np.bincount(numbers.ravel(), minlength=pieces.count + 2).astype(np.float64)
-    return Glass(
+    return OutlinedPieces(
         owner=np.where(pieces.of_patches == REST, pieces.count + 1, pieces.of_patches),
         areas_mm2=pixels * (pixel_um / 1000) ** 2,
         outlines=_outline(pieces, numbers, table),
     )
 
 
-def count_pieces(glass: Glass, table: PatchTable, heatmap: Heatmap) -> tuple[TissuePiece, ...]:
+def count_pieces(
+    outlined: OutlinedPieces, table: PatchTable, heatmap: Heatmap
+) -> tuple[TissuePiece, ...]:
     """Return the pieces with what was found on each at the threshold of the map."""
-    size, place = len(glass.areas_mm2), tuple(table.positions.T)
+    size, place = len(outlined.areas_mm2), tuple(table.positions.T)
     is_known, is_positive = ~np.isnan(heatmap.probability[place]), heatmap.positive[place]
     patches, assessed, positives = (
         np.bincount(owner, minlength=size)
-        for owner in (glass.owner, glass.owner[is_known], glass.owner[is_positive])
+        for owner in (outlined.owner, outlined.owner[is_known], outlined.owner[is_positive])
     )
     found = [
         TissuePiece(
             tissue_id=number if number < size - 1 else REST,
-            area_mm2=float(glass.areas_mm2[number]),
+            area_mm2=float(outlined.areas_mm2[number]),
             patches=int(patches[number]),
             assessed=int(assessed[number]),
             positives=int(positives[number]),
             positive_mm2=float(positives[number] * table.grid.patch_area_mm2),
-            outline=glass.outlines[number - 1],
+            outline=outlined.outlines[number - 1],
         )
         for number in range(1, size)
     ]

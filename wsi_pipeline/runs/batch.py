@@ -146,7 +146,7 @@ class SlideTimes:
 
 
 class Interrupted(Exception):
-    """The user has ended a run, of which the outcomes so far are kept."""
+    """The user has ended a run; `account` has the outcomes so far."""
 
     def __init__(self, account: RunAccount) -> None:
         super().__init__("interrupted")
@@ -166,7 +166,7 @@ class Batch:
     pace: Pace = field(init=False)
     slide_times: dict[int, SlideTimes] = field(default_factory=dict)
     is_interrupted: bool = False
-    """The user has ended it; jobs may be without an outcome."""
+    """The user has ended the batch; some jobs have no outcome."""
 
     def __post_init__(self) -> None:
         self.pace = Pace(len(self.jobs), self.noun)
@@ -216,7 +216,7 @@ class Batch:
 
     @property
     def account(self) -> RunAccount:
-        """Every slide's outcome, in the order they were given; if interrupted, those there are."""
+        """The outcome of every slide, or of those that ended if interrupted, in the given order."""
         numbers = sorted(self.outcomes) if self.is_interrupted else range(len(self.jobs))
         return RunAccount(tuple(self.outcomes[job] for job in numbers), self.noun)
 
@@ -250,8 +250,8 @@ def run_batch(
 ) -> Batch:
     """Run every job while there is `disk_space`; each slide ends in one outcome.
 
-    Those that are `done` already end at once, by their number; no worker is needed for them. A
-    batch that `keeps_account` ends with what it has where the user interrupts it.
+    Those that are `done` already end at once, by their number; no worker is needed for them. With
+    `keeps_account` a batch that the user interrupts is returned, with the outcomes so far.
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
     batch = Batch(jobs, listener, events or EventLog(None), noun)

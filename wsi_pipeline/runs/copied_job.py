@@ -50,16 +50,16 @@ def lend_copies(
 
 @dataclass
 class CopiedJob:
-    """A job that reads its slide from a copy, where there is room for one."""
+    """A job that reads its slide from a copy, or where it is if there is no room for a copy."""
 
     job: InferJob | TileJob
     copies: LocalCopies
     folder: Path | None = None
-    """Folder of the slide's files, set while there is room for their copy."""
+    """Folder of the slide's files; None: the slide is not copied."""
     own: str = ""
-    """Name of the slide's file below it."""
+    """Name of the slide's own file in that folder."""
     stamp: Stamp = (0, 0)
-    """Its size and time of change, as it is copied."""
+    """Size and time of change that this file had before it was copied."""
 
     @property
     def slide(self) -> FoundSlide:
@@ -78,7 +78,7 @@ class CopiedJob:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the locks of the job, and room for the copy where pixels will be read."""
+        """Hold the locks of the job, and the copy where pixels will be read. Raises NotYet."""
         with self.job.hold(), ExitStack() as held:
             if not _has_products(self.job):
                 files = held.enter_context(self.copies.hold(self.slide))
@@ -112,7 +112,7 @@ class CopiedJob:
 
     @contextmanager
     def _reading(self) -> Iterator[InferJob | TileJob]:
-        """Give the job with the copy, if there is one; errors name the slide itself."""
+        """Give the job that reads the copy, if there is one; errors in the block name the slide."""
         files = self.copies.place(name_copy(self.slide), "copy") / FILES
         if self.folder is None or not (files / self.own).is_file():
             yield self.job
@@ -128,9 +128,9 @@ class CopiedJob:
 
 
 def _has_products(job: InferJob | TileJob) -> bool:
-    """Return whether finished results, and the store to keep, are there and stay.
+    """Return whether all products are there and stay, so that no pixels are read.
 
-    Those of a part of the slide, such as a sample, may be gone on from.
+    Results of a part of the slide are no such product: more patches may be asked for.
     """
     if job.force or not is_product(job.target):
         return False
@@ -141,7 +141,7 @@ def _has_products(job: InferJob | TileJob) -> bool:
 
 
 def _read_from(job: InferJob | TileJob, copy: Path) -> InferJob | TileJob:
-    """Return the job as it reads a copy of its slide."""
+    """Return the job that reads this copy of its slide."""
     slide = replace(job.slide, copy=copy)
     if isinstance(job, TileJob):
         return replace(job, slide=slide)

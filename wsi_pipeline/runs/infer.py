@@ -84,10 +84,10 @@ def infer_slides(
     """Run a model over slides or patch stores; write each one's results and the tables.
 
     Labels of stores are copied to their results, for `wsi evaluate`. `open_pool` starts the
-    workers, where any work is left for them. With the account of `earlier` runs the tables and
-    the account are of all, also where the user interrupts it; then Interrupted is raised.
-    `extends`: areas that are drawn on the slides are added to their results as they are; without
-    results they are all that is assessed.
+    workers, where any work is left for them. With the account of `earlier` runs, tables and
+    account are of all runs; they are written also where the user interrupts this one, and
+    Interrupted is raised. `extends`: only the drawn areas of the slides are inferred, and join
+    their results.
     """
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()

@@ -1,15 +1,16 @@
 """Copies of slides on a local disk, where the slides themselves lie on a slow share.
 
 The next slide is copied while the present one runs; the copy is deleted when its slide has ended.
-Everything lies in the hidden folder of the named one, where slides are never looked for:
+Everything lies in the hidden folder of the folder that the user names, where `wsi` looks for no
+slides:
 
     <folder>/.wsi/staging/<slide>.<digest of its path>.<token of the run>.copying/
     <folder>/.wsi/staging/<slide>.<digest of its path>.<token of the run>.copy/
     <folder>/.wsi/locks/<slide>.<digest of its path>.lock
 
-A copy gets its second name when all its files are flushed and of the size of the slide's, so that
-no other is ever read. The lock is held by the process whose slide is under way; what is there
-without a lock was left by a killed run, and is taken again or removed.
+A copy is renamed from `copying` to `copy` when all its files are flushed and have the sizes of the
+slide's files; only such a copy is read. The process that runs the slide holds the lock. A copy
+without a lock was left by a killed run, and is used again or removed.
 """
 
 import hashlib
@@ -39,24 +40,25 @@ logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"(.+\.[0-9a-f]{16})\.[0-9a-f]{8}\.(copy|copying)")
 FILES, RECORD = "files", "copy.json"
-PIECE_BYTES = 16 * 1024 * 1024
-"""The disk's free space is looked at after each."""
+CHUNK_BYTES = 16 * 1024 * 1024
+"""Bytes that are copied at a time; before each chunk the disk's free space is checked."""
 CHANGED = "changed while it was copied; run the same line again when it is complete"
 WAIT_S = 0.2
-"""For the lock of a copy, which another run takes for a moment when it looks for remains."""
+"""Seconds to wait for the lock of a copy, which another run holds for a moment as it cleans up."""
 IN_PLACE = "it is read where it is"
 
 
 class NoRoom(Exception):
-    """The disk of the copies is full, or cannot be written."""
+    """The disk of the copies is full, or cannot be written; the slide is then read where it is."""
 
 
 @dataclass
 class LocalCopies:
-    """The folder of the copies of one run; without one, slides are read where they are."""
+    """The copies of one run; without a folder, slides are read where they are."""
 
     folder: Path | None
     space: DiskSpace
+    """Free space that the disk of the folder keeps."""
     token: str = field(default_factory=lambda: secrets.token_hex(4))
     """Part of the copies' names, so that no worker takes or fills those of another run."""
     held: set[str] = field(default_factory=set)
@@ -66,7 +68,7 @@ class LocalCopies:
     def choose(
         cls, options: RunOptions, workers: Workers, slides: Sequence[FoundSlide]
     ) -> "LocalCopies":
-        """Return the copies that are asked for. Raises ConfigError where they make no sense."""
+        """Return the copies of `--stage`. Raises ConfigError for remote workers and for stores."""
         folder = options.stage
         if folder is not None and workers.is_elsewhere:
             raise ConfigError(
@@ -86,11 +88,11 @@ class LocalCopies:
         return self.folder / HIDDEN / "staging"
 
     def place(self, name: str, kind: str) -> Path:
-        """Return the folder of this run's copy: of kind `copy`, or `copying` before it is whole."""
+        """Return the place of this run's copy; kind: `copy`, or `copying` until it is whole."""
         return self._staging / f"{name}.{self.token}.{kind}"
 
     def _list(self, name: str | None = None) -> Iterator[tuple[Path, str, str]]:
-        """Yield folder, name and kind of every copy of ours, of one slide or of all."""
+        """Yield folder, name and kind of every copy of this user, of one slide or of all."""
         entries: list[Path] = []
         with suppress(OSError):
             entries = sorted(self._staging.iterdir())
@@ -103,7 +105,7 @@ class LocalCopies:
                     yield entry, match[1], match[2]
 
     def clean(self, wanted: Collection[str] = ()) -> None:
-        """Remove copies that no process holds, except whole ones that are wanted."""
+        """Remove copies that no process holds, except whole ones whose names are `wanted`."""
         assert self.folder is not None
         for entry, name, kind in self._list():
             if name not in wanted or kind != "copy":
@@ -112,9 +114,10 @@ class LocalCopies:
 
     @contextmanager
     def hold(self, slide: FoundSlide) -> Iterator[SlideFiles | None]:
-        """Hold room for the copy of a slide, or an old copy that is whole, until the block ends.
+        """Hold an empty copy of a slide, or the whole one of a killed run, until the block ends.
 
-        Gives the slide's files; None where it is read where it is. Raises NotYet, EnvironmentFault.
+        Gives the files of the slide; None where it is not copied. Raises NotYet where there is room
+        only after another copy of this process is deleted, and EnvironmentFault.
         """
         assert self.folder is not None
         name, files = name_copy(slide), None
@@ -138,18 +141,20 @@ class LocalCopies:
             yield files
 
     def _may_be_copied(self, slide: FoundSlide, files: SlideFiles) -> bool:
+        """Return False, with a warning, where not all files of a slide are known."""
         if not files.is_whole:
             why = "which files belong to a slide of its kind is not known"
             logger.warning("%s: is not copied, for %s; %s", slide.path, why, IN_PLACE)
         return files.is_whole
 
     def _drop(self, name: str) -> None:
+        """Remove every copy of a slide, whose lock is held."""
         self.held.discard(name)
         for entry, _, _ in self._list(name):
             remove_copy(entry)
 
     def _find_again(self, name: str, files: SlideFiles) -> bool:
-        """Take over the copy of a killed run, where it is whole and of the slide as it is now."""
+        """Take over a killed run's whole copy of the present files; return False without one."""
         for entry, _, kind in self._list(name):
             if kind == "copy" and _is_of(entry, files):
                 entry.rename(self.place(name, "copy"))
@@ -158,7 +163,7 @@ class LocalCopies:
         return False
 
     def _reserve(self, slide: FoundSlide, name: str, files: SlideFiles) -> bool:
-        """Begin an empty copy; False where it does not fit. Raises NotYet if it soon may."""
+        """Begin an empty copy; return False where it does not fit. Raises NotYet if it may soon."""
         assert self.folder is not None
         awaited = sum(_missing_bytes(entry) for entry, _, kind in self._list() if kind == "copying")
         try:
@@ -176,9 +181,10 @@ class LocalCopies:
         return True
 
     def fill(self, name: str, path: Path) -> None:
-        """Copy the files of the slide at `path`, in a worker. Raises SlideError, OSError, NoRoom.
+        """Copy the files of the slide at `path`, in a worker, and rename the copy.
 
-        OSError is of reading the slide.
+        Raises SlideError where a file changes meanwhile, OSError where the slide cannot be read,
+        and NoRoom where the copy cannot be written.
         """
         copying = self.place(name, "copying")
         folder, files = _read_record(copying)
@@ -195,13 +201,13 @@ class LocalCopies:
 
 
 def name_copy(slide: FoundSlide) -> str:
-    """Return the name of a slide's copy, one for each place of a slide."""
+    """Return the name of a slide's copy and lock; slides of one name in two folders differ."""
     digest = hashlib.sha256(os.fsencode(slide.path)).hexdigest()[:16]
     return f"{slide.slide_id}.{digest}"
 
 
 def _read_record(folder: Path) -> tuple[Path, dict[str, Stamp]]:
-    """Return what a copy is of: folder and files. Raises OSError, ValueError."""
+    """Return folder and files of the slide that a copy was made of. Raises OSError, ValueError."""
     try:
         record: dict[str, Any] = read_json(folder / RECORD, MAX_RECORD_BYTES)
         files = {name: (int(size), int(ns)) for name, (size, ns) in record["files"].items()}
@@ -211,7 +217,7 @@ def _read_record(folder: Path) -> tuple[Path, dict[str, Stamp]]:
 
 
 def _is_of(folder: Path, files: SlideFiles) -> bool:
-    """Return whether a copy is of these very files, and every one has its size."""
+    """Return whether a copy was made of these files, unchanged, and holds each in full."""
     try:
         return _read_record(folder) == (files.folder, files.stamps) and all(
             (folder / FILES / name).stat().st_size == size
@@ -222,7 +228,7 @@ def _is_of(folder: Path, files: SlideFiles) -> bool:
 
 
 def _missing_bytes(folder: Path) -> int:
-    """Return how much is still to be written of a copy that is being made."""
+    """Return how many bytes are still to be written of a copy that is being made."""
     missing = 0
     with suppress(OSError, ValueError):
         for name, (size, _) in _read_record(folder)[1].items():
@@ -233,7 +239,7 @@ def _missing_bytes(folder: Path) -> int:
 
 
 def _copy_file(source: Path, target: Path, space: DiskSpace) -> None:
-    """Copy one file and flush it. Raises OSError of reading; NoRoom of writing."""
+    """Copy one file and flush it. Raises OSError of reading, NoRoom of writing."""
     with source.open("rb") as stream:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -241,17 +247,17 @@ def _copy_file(source: Path, target: Path, space: DiskSpace) -> None:
         except OSError as error:
             raise NoRoom(f"{target.parent}: {error.strerror}") from error
         with copy:
-            while piece := stream.read(PIECE_BYTES):
-                _write(copy, piece, target, space)
+            while chunk := stream.read(CHUNK_BYTES):
+                _write(copy, chunk, target, space)
             _write(copy, b"", target, space)
 
 
-def _write(copy: BinaryIO, piece: bytes, target: Path, space: DiskSpace) -> None:
-    """Write a piece, or flush the file where it is empty. Raises NoRoom."""
+def _write(copy: BinaryIO, chunk: bytes, target: Path, space: DiskSpace) -> None:
+    """Write a chunk; flush the file where the chunk is empty. Raises NoRoom."""
     try:
-        space.check(target.parent, len(piece))
-        copy.write(piece)
-        if not piece:
+        space.check(target.parent, len(chunk))
+        copy.write(chunk)
+        if not chunk:
             copy.flush()
             os.fsync(copy.fileno())
     except (OSError, EnvironmentFault) as error:
@@ -259,9 +265,9 @@ def _write(copy: BinaryIO, piece: bytes, target: Path, space: DiskSpace) -> None
 
 
 def remove_copy(folder: Path) -> None:
-    """Remove a copy, first under a name by which nothing is read.
+    """Remove a copy: rename it to `copying`, so that nothing reads it, and delete its files.
 
-    Files are cut, so that their room is free also where a worker still has one open.
+    Files are truncated first, so that their space is free even while a worker has one open.
     """
     match = NAME.fullmatch(folder.name)
     assert match is not None

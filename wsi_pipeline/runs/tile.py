@@ -88,7 +88,7 @@ def tile_slides(
     open_pool: Callable[[Workers], AbstractContextManager[WorkerPool]] = open_workers,
     earlier: RunAccount | None = None,
 ) -> RunAccount:
-    """Cut every slide into a patch store in `out`; `open_pool` and `earlier` as in `infer`."""
+    """Cut every slide into a patch store in `out`; the last two arguments as in `infer_slides`."""
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
     masks = read_masks(options)

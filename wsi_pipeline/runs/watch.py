@@ -1,4 +1,4 @@
-"""Runs that go on: new slides of some folders are run as they come, until the user ends it.
+"""`--watch`: new slides in some folders are run as they appear, until the user ends it.
 
 A slide is taken when none of its files has changed for a minute, so that none is read while it is
 still being written. One that failed is tried again when its files have changed.
@@ -24,33 +24,34 @@ from wsi_pipeline.store.lock import LockHeld, hold_lock, read_owner
 logger = logging.getLogger(__name__)
 
 STILL_S = 60.0
-"""A slide is taken when its files have been the same for so long."""
+"""Seconds for which the files of a slide must be unchanged before it is run."""
 LOOK_S = 10.0
 """Seconds between two looks into the folders."""
 LOCK = ".watch"
-"""Its lock file is named as no slide can be."""
+"""Name of the lock of a watch; no slide has a name that begins with a dot."""
 
 Stamps = dict[str, Stamp]
 Run = Callable[..., RunAccount]
-"""Runs slides, with `listener`, `open_pool` and `earlier` as `infer_slides` takes them."""
+"""Function of slides, with `listener`, `open_pool` and `earlier` as `infer_slides` has them."""
 
 
 @dataclass
 class Watched:
-    """The slides of some folders, and what is known of each."""
+    """The slides of some folders, with what is known of each."""
 
     places: Sequence[Path | str]
     recursive: bool = False
     clock: Callable[[], float] = time.monotonic
-    """Seconds."""
+    """Returns seconds."""
     _seen: dict[Path, tuple[Stamps, float]] = field(default_factory=dict)
-    """The files of slides that are not taken yet, and since when they are the same."""
+    """Of slides that are not run yet: their files, and since when these are unchanged."""
     _failed: dict[Path, Stamps] = field(default_factory=dict)
+    """Of slides that failed: their files at that time."""
     _done: set[Path] = field(default_factory=set)
     _is_first_look: bool = True
 
     def take_still(self) -> list[FoundSlide]:
-        """Return slides that are to be run now. Raises WsiError at the first look."""
+        """Return the slides that are to be run now. Raises WsiError at the first look only."""
         now, still = self.clock(), []
         for slide in self._list():
             path = slide.path.absolute()
@@ -69,6 +70,7 @@ class Watched:
         return still
 
     def _list(self) -> Sequence[FoundSlide]:
+        """Return every slide of the folders; none where a folder cannot be read for a while."""
         find = find_slides if self._is_first_look else _list_quietly
         try:
             return find(self.places, recursive=self.recursive)
@@ -77,11 +79,11 @@ class Watched:
         except WsiError as error:
             if self._is_first_look:
                 raise
-            logger.warning("%s; it is looked for again", error)  # a share that is away for a while
+            logger.warning("%s; it is looked for again", error)  # a share that is not mounted
             return []
 
     def note(self, slides: Sequence[FoundSlide], account: RunAccount) -> None:
-        """Take how slides have ended."""
+        """Remember how slides ended: done, or failed with the files that they had."""
         states = {Path(outcome.path): outcome.state for outcome in account.outcomes}
         for path in (slide.path.absolute() for slide in slides):
             stamps, _ = self._seen.pop(path)
@@ -97,7 +99,7 @@ def _list_quietly(places: Sequence[Path | str], *, recursive: bool) -> Sequence[
 
 
 def _stamp(path: Path) -> Stamps:
-    """Return the stamps of a slide's files; none where they cannot be seen, which its run says."""
+    """Return the stamps of a slide's files; empty where they cannot be read: its run says why."""
     try:
         return find_files(path).stamps
     except OSError:
@@ -105,16 +107,16 @@ def _stamp(path: Path) -> Stamps:
 
 
 def _age(stamps: Stamps) -> float:
-    """Return the seconds since the files changed, by the clocks of this machine and the disk's."""
+    """Return the seconds from the last change of the files to the present time; at least 0."""
     latest = max((changed_ns for _, changed_ns in stamps.values()), default=0)
     return max(time.time() - latest / 1e9, 0)
 
 
 def watch_slides(watched: Watched, folder: Path, run: Run, listener: Listener) -> RunAccount:
-    """Run slides as they come; return the account of all when Ctrl-C or SIGTERM ends it.
+    """Run slides as they appear; return the account of all when Ctrl-C or SIGTERM ends it.
 
-    `folder` is that of the products. Raises LockHeld where another process watches for it, and
-    what the first look raises.
+    `folder` is that of the products. Raises LockHeld where another watch writes there, and what the
+    first look raises.
     """
     account, ended = RunAccount(()), list[SlideOutcome]()
     with _hold_watch(folder), closing(KeptWorkers()) as workers:
@@ -126,7 +128,7 @@ def watch_slides(watched: Watched, folder: Path, run: Run, listener: Listener) -
                     account = run(slides, listener=_note_ends(listener, say, ended), **kept)
                     watched.note(slides, account)
                     ended.clear()
-                    say = _say_nothing  # what was said of the model and of the workers
+                    say = _say_nothing  # lines about model and workers would be the same each time
                 listener.working_on("watching for new slides, until Ctrl+C")
                 time.sleep(LOOK_S)
         except Interrupted as end:
@@ -138,13 +140,13 @@ def watch_slides(watched: Watched, folder: Path, run: Run, listener: Listener) -
 
 
 def _say_nothing(line: str) -> None:
-    """Keep no line."""
+    """Drop the line."""
 
 
 def _note_ends(
     listener: Listener, say: Callable[[str], None], ended: list[SlideOutcome]
 ) -> Listener:
-    """Return a listener that passes everything on and keeps the outcomes."""
+    """Return a listener that passes everything on and adds each outcome to `ended`."""
 
     def note(outcome: SlideOutcome) -> None:
         ended.append(outcome)
@@ -159,7 +161,7 @@ def _note_ends(
 
 @contextmanager
 def _hold_watch(folder: Path) -> Iterator[None]:
-    """Hold the lock of the one watch of a folder. Raises LockHeld, EnvironmentFault."""
+    """Hold the lock of a watch that writes to a folder. Raises LockHeld, EnvironmentFault."""
     try:
         lock = hold_lock(folder / LOCK)
         lock.__enter__()

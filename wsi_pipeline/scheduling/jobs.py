@@ -34,7 +34,7 @@ ResultIn = TypeVar("ResultIn", contravariant=True)
 
 
 class NotYet(Exception):
-    """A job cannot begin while others are under way; raised by `hold`, which is tried again."""
+    """Raised by `hold` of a job that must wait for another of its run; it is called again later."""
 
 
 class Job(Protocol[PlanT, ReportT, ResultOut]):

@@ -106,7 +106,7 @@ def open_workers(workers: Workers) -> Iterator[WorkerPool]:
 
 
 class KeptWorkers:
-    """Workers that stay between runs, and with them the model that they have loaded."""
+    """Workers that are kept between runs, with the model that they have loaded."""
 
     def __init__(self) -> None:
         self._opened = ExitStack()
@@ -114,7 +114,7 @@ class KeptWorkers:
 
     @contextmanager
     def open(self, workers: Workers) -> Iterator[WorkerPool]:
-        """Open workers, or take those of the last run."""
+        """Start the workers, or give those of the run before, whatever its settings were."""
         if not workers.processes:  # the plain loop limits the memory of this process
             with open_workers(workers) as pool:
                 yield pool
@@ -124,7 +124,7 @@ class KeptWorkers:
         yield self._pool
 
     def close(self) -> None:
-        """End the workers: after a run that broke off, nobody waits for what they still do."""
+        """End the workers, and what they still do for a run that was cancelled."""
         self._pool = None
         self._opened.close()
 

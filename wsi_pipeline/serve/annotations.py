@@ -74,11 +74,12 @@ def _read(path: Path, loaded: LoadedResult, is_evaluated: bool) -> Truth | None:
 
 @dataclass(frozen=True, slots=True)
 class RegionFile:
-    """Regions that people drew on a slide; safe to share between threads, tabs and servers."""
+    """File of regions that people drew on a slide; several threads and servers may write it."""
 
     path: Path
     slide: SlideInfo
     class_names: tuple[str, ...] = ()
+    """Classes that have colours in the file."""
 
     def read(self) -> tuple[Corrections, str]:
         """Return the regions and their version. Raises Refusal."""
@@ -90,9 +91,9 @@ class RegionFile:
     def change(
         self, version: str | None, change: Callable[[Corrections], Corrections]
     ) -> tuple[Corrections, str]:
-        """Write what `change` makes of the regions of a version, None: of the present ones.
+        """Write what `change` makes of the regions, and return it with its version.
 
-        Raises Refusal.
+        Raises Refusal where the file has another version; None is any.
         """
         with wait_for_lock(self.path, WAIT_S):
             before, present = self.read()
@@ -116,7 +117,7 @@ class RegionFile:
 
 
 def corrections_file(loaded: LoadedResult) -> RegionFile:
-    """Return a slide's corrections: outside of its folder, which is replaced."""
+    """Return the file of a slide's corrections: outside of its results, which are replaced."""
     folder = loaded.result.folder
     path = folder.parent / CORRECTIONS / f"{folder.name}.geojson"
     return RegionFile(path, loaded.table.slide, loaded.table.class_names)

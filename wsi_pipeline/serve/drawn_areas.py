@@ -1,10 +1,9 @@
-"""Areas that people draw to have the model run there, checked before anything is written."""
+"""Areas that people draw to have the model run there; a request is checked before it is kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import DRAWN
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import Grid, downsample_between, lay_grid
 from wsi_pipeline.core.slide import SlideInfo
@@ -19,7 +18,7 @@ from wsi_pipeline.models.model import Model
 from wsi_pipeline.serve.annotations import RegionFile
 from wsi_pipeline.serve.catalogue import Result
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.stages.part import MOST_OF_A_PATCH, read_extensible
+from wsi_pipeline.stages.part import MOST_OF_A_PATCH, name_areas, read_extensible
 from wsi_pipeline.store.manifest import read_manifest
 
 AREA = "area"
@@ -27,19 +26,19 @@ AREA = "area"
 
 
 def drawn_file(results: Path, slide_id: str, slide: SlideInfo) -> RegionFile:
-    """Return the areas of a slide in which the model is to run whatever else it assesses."""
-    return RegionFile(results / DRAWN / f"{slide_id}.geojson", slide)
+    """Return the file of the areas that are drawn on a slide."""
+    return RegionFile(name_areas(results, slide_id), slide)
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnArea:
-    """An area that a job adds to those of its slide."""
+    """One area, and the file of its slide that a job adds it to."""
 
     file: RegionFile
     region: Correction
 
     def add(self) -> bool:
-        """Write the area beside those before; return whether it is new. Raises Refusal."""
+        """Add the area to the file; return False where it is there already. Raises Refusal."""
         is_new = True
 
         def change(regions: Corrections) -> Corrections:
@@ -51,7 +50,7 @@ class DrawnArea:
         return is_new
 
     def remove(self) -> None:
-        """Take the area back. Raises Refusal."""
+        """Remove the area from the file. Raises Refusal."""
         self.file.change(
             None, lambda regions: tuple(each for each in regions if not self._is_same(each))
         )
@@ -63,9 +62,10 @@ class DrawnArea:
 def read_region(
     value: Any, results: Path, slide: SlideInfo, result: Result | None, model: Model
 ) -> DrawnArea:
-    """Return the area of a request, which the model can assess on the slide's own file.
+    """Return the area of a request: GeoJSON `value`, in level-0 pixels, cut to the slide.
 
-    Raises Refusal where it cannot: then a later run of the slide would fail, too.
+    Raises Refusal where it holds no patch of the model, or where `result`, the slide's results in
+    the folder `results`, cannot be extended: a file with it would fail every later run.
     """
     try:
         area = read_drawn(value, slide)
@@ -80,13 +80,17 @@ def read_region(
 
 
 def _find_grid(slide: SlideInfo, result: Result | None, model: Model) -> Grid:
-    """Return the grid of the slide's patches: of its results, else as it will be, nearly."""
+    """Return the grid of the slide's results; without any, one at the model's scale.
+
+    That is nearly the one of the results to come, which also depends on the options of the run.
+    """
     if result is not None and result.grid is not None:
         return result.grid
     return lay_grid(slide.bounds_l0, downsample_between(slide.mpp, model.spec.mpp), model.spec)
 
 
 def _check_extensible(folder: Path, slide: SlideInfo, model: Model) -> None:
+    """Raise Refusal where no area of this model can join the results in `folder`."""
     try:
         read_extensible(folder, slide)
         made_by = read_manifest(folder).recipe.get("model")

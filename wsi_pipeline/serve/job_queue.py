@@ -49,9 +49,9 @@ class InferenceJob(Listener):
     slide: FoundSlide
     force: bool
     area: DrawnArea | None = None
-    """The area in which the slide is inferred; None: wherever it has tissue."""
+    """The drawn area to infer; None: the slide, wherever it has tissue."""
     has_added: bool = False
-    """True if the area is not one that was drawn before."""
+    """True if this job wrote the area, which the file did not hold before."""
     job_id: str = field(default_factory=lambda: secrets.token_hex(6))
     state: JobState = JobState.WAITING
     patches_done: int = 0
@@ -86,7 +86,7 @@ class InferenceJob(Listener):
         self.message = f"failed; the server's log has the reason under {fault_id}"
 
     def _take_back(self) -> None:
-        """Remove the area that this job has added, so that it fails no later run of the slide."""
+        """Remove the area that this job wrote, so that it makes no later run of the slide fail."""
         if self.area is None or not self.has_added:
             return
         try:
@@ -117,9 +117,9 @@ class JobQueue:
     def submit(
         self, slide: FoundSlide, force: bool = False, area: DrawnArea | None = None
     ) -> InferenceJob:
-        """Add a slide to the queue; its area is on disk before.
+        """Write the area, if there is one, and add the slide to the queue.
 
-        Raises Refusal, and leaves everything as it is, where the slide is queued, the queue is
+        Raises Refusal, and changes nothing, where the slide is queued, the queue is
         full, or the area cannot be written.
         """
         job = self._reserve(slide, force, area)
@@ -133,7 +133,7 @@ class JobQueue:
         return job
 
     def _reserve(self, slide: FoundSlide, force: bool, area: DrawnArea | None) -> InferenceJob:
-        """Return a job that has a place in the queue, but is not in it yet. Raises Refusal."""
+        """Return a job that counts as waiting, but is not given to the thread. Raises Refusal."""
         with self._lock:
             under_way = [job for job in self._jobs.values() if job.state not in ENDED]
             if len(under_way) >= self.capacity:

@@ -14,7 +14,7 @@ from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.regions import Region, find_regions
-from wsi_pipeline.outputs.tissue import Glass, TissuePiece, count_pieces, outline_pieces
+from wsi_pipeline.outputs.tissue import OutlinedPieces, TissuePiece, count_pieces, outline_pieces
 from wsi_pipeline.serve.catalogue import Result, read_model
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.store.predictions import open_result
@@ -53,8 +53,8 @@ class ResultReader:
         results: LRUCache[Hashable, LoadedResult] = LRUCache(KEPT_RESULTS)
         regions: LRUCache[Hashable, tuple[Region, ...]] = LRUCache(KEPT_REGIONS)
         self._load = cached(results, key=_stamp, condition=Condition())(_load)
-        glasses: LRUCache[Hashable, Glass | None] = LRUCache(KEPT_RESULTS)
-        self._outline = cached(glasses, key=_stamp, condition=Condition())(self._outline_pieces)
+        outlined: LRUCache[Hashable, OutlinedPieces | None] = LRUCache(KEPT_RESULTS)
+        self._outline = cached(outlined, key=_stamp, condition=Condition())(self._outline_pieces)
         self._find = cached(regions, key=_stamp, condition=Condition())(self._find_regions)
 
     def load(self, result: Result) -> LoadedResult:
@@ -71,12 +71,12 @@ class ResultReader:
 
     def pieces(self, result: Result, threshold: float | None = None) -> tuple[TissuePiece, ...]:
         """Return the pieces of tissue on the glass, counted at a threshold. Raises as `load`."""
-        loaded, glass = self.load(result), self._outline(result)
+        loaded, outlined = self.load(result), self._outline(result)
         at = loaded.heatmap.threshold if threshold is None else threshold
         heatmap = replace(loaded.heatmap, threshold=at)
-        return () if glass is None else count_pieces(glass, loaded.table, heatmap)
+        return () if outlined is None else count_pieces(outlined, loaded.table, heatmap)
 
-    def _outline_pieces(self, result: Result) -> Glass | None:
+    def _outline_pieces(self, result: Result) -> OutlinedPieces | None:
         return outline_pieces(self.load(result).table)
 
     def _find_regions(self, result: Result, *limits: float) -> tuple[Region, ...]:

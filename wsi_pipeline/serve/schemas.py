@@ -219,7 +219,7 @@ class JobRequest(BaseModel):
     force: bool = Field(False, description="Overwrite results of another run or model.")
     region: dict[str, Any] | None = Field(
         None,
-        description="GeoJSON of polygons, in level-0 pixels: infer there, and keep what there is.",
+        description="GeoJSON of polygons, in level-0 pixels: infer only there, keep other results.",
     )
 
 
@@ -260,7 +260,9 @@ class CorrectedRegion(BaseModel):
 class CorrectionsBody(BaseModel):
     """The regions that people drew on a slide."""
 
-    version: str = Field(description="Named by a change, so that it changes what was seen.")
+    version: str = Field(
+        description="Changes with the regions; requests that change them state it."
+    )
     class_names: list[str]
     can_write: bool
     regions: list[CorrectedRegion]
@@ -268,7 +270,7 @@ class CorrectionsBody(BaseModel):
 
 
 class DrawnAreaBody(BaseModel):
-    """An area in which the model runs whatever else it assesses."""
+    """A drawn area, in which every run assesses the slide."""
 
     number: int
     area_mm2: float
@@ -276,9 +278,11 @@ class DrawnAreaBody(BaseModel):
 
 
 class DrawnBody(BaseModel):
-    """The areas that people drew on a slide to have the model run there."""
+    """The drawn areas of a slide."""
 
-    version: str = Field(description="Named by a change, so that it changes what was seen.")
+    version: str = Field(
+        description="Changes with the regions; requests that change them state it."
+    )
     run_id: str | None = Field(description="The results that they belong to; null: none.")
     can_write: bool = Field(description="True if POST /jobs may run the slide.")
     areas: list[DrawnAreaBody]

@@ -77,7 +77,10 @@ def open_slide(
 def open_found(
     slide: FoundSlide, scale: float | UserScale | None, reader: str = AUTO, icc: str = RAW
 ) -> SlideReader:
-    """Open a slide of a run, or its copy, which is called as the slide. Raises SlideError."""
+    """Open a slide of a run, from its copy if it has one; `info` names the slide.
+
+    Raises SlideError.
+    """
     opened = open_slide(slide.copy or slide.path, slide.slide_id, scale, reader, icc)
     opened.info = replace(opened.info, path=str(slide.path))
     return opened

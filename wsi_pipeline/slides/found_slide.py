@@ -41,7 +41,7 @@ class FoundSlide:
     columns: tuple[tuple[str, str], ...] = ()
     """Name and value of each free column of the sample sheet that is not empty."""
     copy: Path | None = None
-    """A copy on a faster disk, which is read in place of `path`; nothing is named by it."""
+    """A copy on a local disk, which is read in place of `path`; results name `path`."""
 
     @property
     def columns_entry(self) -> dict[str, dict[str, str]]:

@@ -71,7 +71,7 @@ LINKS_SUFFIX = ".links"
 
 
 class NoSlides(ConfigError):
-    """The places are there, and hold no slides."""
+    """The places exist, and hold no slides."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Every file that belongs to one slide, as it is at this moment.
+"""Every file that belongs to one slide, with its size and time of change.
 
 Most formats are one file. MIRAX, DICOM, OME-Zarr and VSI keep pixels in files beside the one by
 which the slide is named.
@@ -15,7 +15,7 @@ from wsi_pipeline.slides.tiff_structure import starts_tiff
 from wsi_pipeline.slides.zarr_folder import find_image_file, list_files
 
 ALONE = frozenset({".bmp", ".czi", ".isyntax", ".jpeg", ".jpg", ".png", ".svslide"})
-"""Formats of one file, besides TIFF and all that are built on it."""
+"""Formats of one file, besides TIFF and the formats built on it."""
 VSI_SUFFIX = ".vsi"
 
 Stamp = tuple[int, int]
@@ -27,13 +27,13 @@ class SlideFiles(NamedTuple):
 
     folder: Path
     stamps: dict[str, Stamp]
-    """By name below the folder, the slide's own file first."""
+    """Name below the folder → size and time of change; the slide's own file is first."""
     is_whole: bool
-    """True where every file is known, and regular, so that a copy of them is a slide, too."""
+    """True where no file is missing and all are regular files: a copy of them is a slide, too."""
 
     @property
     def own(self) -> str:
-        """Name of the file by which the slide is named."""
+        """Name of the slide's own file, the one that users name."""
         return next(iter(self.stamps))
 
     @property
@@ -43,7 +43,7 @@ class SlideFiles(NamedTuple):
 
 
 def find_files(path: Path) -> SlideFiles:
-    """Return the files of the slide that is named by `path`. Raises OSError."""
+    """Return the files of the slide whose own file is `path`. Raises OSError."""
     if find_image_file(path.parent) == path:
         folder = path.parent.parent
         return _stamp(folder, path, _list_below(path.parent), is_known=True)
@@ -71,6 +71,7 @@ def _list_below(folder: Path) -> list[Path]:
 
 
 def _stamp(folder: Path, path: Path, others: Iterable[Path], is_known: bool) -> SlideFiles:
+    """Return `path` and the other files with their stamps; `is_known`: no file is missing."""
     found = {each: each.stat() for each in dict.fromkeys([path, *sorted(others)])}
     stamps = {
         each.relative_to(folder).as_posix(): (status.st_size, status.st_mtime_ns)

@@ -1,7 +1,8 @@
-"""The source of a slide's predictions: its patches, and the recipe that they make with the model.
+"""What is asked of a slide, where its patches come from, and whether the results are there.
 
-The source is the slide itself or its patch store; of the slide, a sample may be asked for, or areas
-that are drawn on it.
+`InferRequest` holds the settings, opens the source of the patches (the slide, whole or in part, or
+its patch store) and compares recipes with the product that exists. `InferJob` in `infer.py` adds
+the work.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +28,8 @@ from wsi_pipeline.stages.part import (
     draw_sample,
     drop_areas,
     find_areas,
-    is_more,
     is_of_areas,
+    is_other_part,
     is_part,
     is_same_but_part,
     read_extensible,
@@ -54,11 +55,12 @@ class Source(NamedTuple):
     recipe: dict[str, Any]
     """Everything that decides the patches."""
     choose_patches: Callable[[], PatchTable]
+    """Finds the patches, which may take a while; only called where no table is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One slide to predict, and everything that is asked for; `InferJob` does it."""
+    """One slide to predict, and the settings of its predictions and outputs."""
 
     slide: FoundSlide
     """A slide file, or a patch store where `is_store`."""
@@ -69,7 +71,7 @@ class InferRequest:
     force: bool = False
     view: View = field(default_factory=View)
     keep: TileJob | None = None
-    """The job of the patch store that is made along, or read if it exists."""
+    """The job of the patch store that is written at the same time, or read if it exists."""
     takes_any_engine: bool = False
     """True if a finished slide is done whichever engine computed it."""
     masks: tuple[Path, ...] = ()
@@ -77,7 +79,9 @@ class InferRequest:
     sampling: Sampling | None = None
     """The sample that is asked for; None: the whole slide."""
     extends: bool = False
-    """True if drawn areas are added to what is there; where nothing is, they are all there is."""
+    """True if only the drawn areas are asked for: they join the results; without results they are
+    all that is assessed.
+    """
 
     @property
     def target(self) -> Path:
@@ -95,7 +99,10 @@ class InferRequest:
 
     @contextmanager
     def open_source(self) -> Iterator[Source]:
-        """Open the slide or the store for as long as it is used."""
+        """Open the slide or the store until the block ends.
+
+        Raises SlideError, StoreError and LabelError.
+        """
         if self.is_store:
             store = PatchStore(self.slide.path)
             recipe = {"store": store.manifest.content_digest}
@@ -118,6 +125,7 @@ class InferRequest:
             yield Source(reader.info, self._recipe_by(reader.info, config), choose)
 
     def _recipe_by(self, slide: SlideInfo, config: TileConfig) -> dict[str, Any]:
+        """Return the source's recipe for the part of the slide that is asked for."""
         part: dict[str, Any] = areas_entry(self._areas)
         if self.sampling is not None:
             part = {SAMPLE: asdict(self.sampling)}
@@ -137,13 +145,13 @@ class InferRequest:
 
     @property
     def _takes_areas_alone(self) -> bool:
-        """True where areas are to be added, and no patches but theirs are there."""
+        """True where drawn areas are asked for, and the results are of them alone, or absent."""
         if not self.extends:
             return False
         return not is_product(self.target) or is_of_areas(read_manifest(self.target).recipe)
 
     def _take_part(self, reader: SlideReader, table: PatchTable) -> PatchTable:
-        """Return the table of the sample, or with the patches of drawn areas."""
+        """Return the table of the sample, or the table with the patches of drawn areas."""
         if self.sampling is not None:
             context_um = self.read_facts().terms.on_grid.context_um
             return draw_sample(reader, table, self.sampling, context_um)
@@ -151,7 +159,7 @@ class InferRequest:
         return table if areas is None else add_areas(reader, table, areas)
 
     def _extend(self, reader: SlideReader) -> Source:
-        """Return the finished product's patches with those of the areas as they are now."""
+        """Return the source of the finished product's patches and those of the present areas."""
         source, areas = read_extensible(self.target, reader.info), self._areas
         recipe = source | areas_entry(areas)
 
@@ -163,7 +171,7 @@ class InferRequest:
 
     @property
     def _chosen(self) -> tuple[None, str | None, Path | None]:
-        """No labels, the patient, and the mask of the slide."""
+        """No labels, the patient and the user's mask, in the order of `plan_patches`."""
         return None, self.slide.patient_id, find_mask(self.slide, self.masks)
 
     def settle_cutting(self, slide: SlideInfo) -> TileConfig:
@@ -180,7 +188,11 @@ class InferRequest:
         return replace(config, tissue=self.keep.settle(slide).tissue)
 
     def stage(self, source_recipe: dict[str, Any]) -> Staging:
-        """Return the staging of the predictions of a source. Raises StoreError."""
+        """Return the staging of the predictions of a source.
+
+        Its recipe is that of the finished product where that is what is asked for: a whole slide
+        is, where a sample is asked for. Raises StoreError where another engine computed it.
+        """
         new = self.model.setting.to_json()  # not the size of batches, which changes the last bits
         recipe = {"source": source_recipe, "model": self.model.digest, ENGINE: new}
         if self.force or not is_product(self.target):
@@ -188,7 +200,7 @@ class InferRequest:
         made = without_view(read_manifest(self.target).recipe)
         old = made.get(ENGINE)
         is_it = {**made, ENGINE: new} == recipe
-        if self.sampling is not None and not is_part(made):  # the whole is better than a sample
+        if self.sampling is not None and not is_part(made):  # the whole slide needs no estimate
             is_it = is_same_but_part({**made, ENGINE: new}, recipe)
         if is_it and (old == new or self.takes_any_engine):
             return Staging(self.target, made)
@@ -203,8 +215,8 @@ class InferRequest:
         )
 
     def look_for(self, staging: Staging, look: LookFor) -> Manifest | None:
-        """Return the manifest of this very product; None also for another part of the same."""
+        """Return what `look` finds; None also where the product is of another part of the slide."""
         is_there = is_product(self.target) and not self.force
-        if is_there and is_more(read_manifest(self.target).recipe, staging.recipe):
+        if is_there and is_other_part(read_manifest(self.target).recipe, staging.recipe):
             return None
         return look(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path])

@@ -24,22 +24,22 @@ from wsi_pipeline.store.predictions import open_result
 logger = logging.getLogger(__name__)
 
 SAME_PIXELS = ("profile", "reader", "slide", "slide_mpp", "patch", "allow_upsample")
-"""Entries of a source's recipe that decide the pixels of a patch, given its position."""
+"""Entries of a source's recipe that decide the pixels of the patch at a position."""
 
 
 class Known(NamedTuple):
-    """Logits that an earlier product of a slide holds, where they belong on the grid."""
+    """Logits of a slide's finished product by position, and what was compared for its distance."""
 
     logit: NDArray[np.float32]
-    """(rows, cols), NaN: not known."""
+    """(rows, cols); NaN where none was computed, or the patch could not be read."""
     spread: NDArray[np.float32] | None
-    """The same of an ensemble's spreads."""
+    """(rows, cols) as `logit`; None where the model is no ensemble."""
     compared: Mapping[int, tuple[float, ...]]
-    """Number → what was measured of the patches that were compared with training patches."""
+    """Number of a position → the row that an estimate recorded of it; empty of other products."""
     distance: Distance
     """Distance of the compared patches from the training patches."""
-    sampled: NDArray[np.int64]
-    """(k,) numbers of those patches."""
+    numbers: NDArray[np.int64]
+    """(k,) numbers of the positions whose patches gave `distance`."""
 
     def of_block(
         self, table: PatchTable, block: int
@@ -49,23 +49,23 @@ class Known(NamedTuple):
         return self.logit[place], None if self.spread is None else self.spread[place]
 
     def has_distance_of(self, table: PatchTable) -> bool:
-        """Return True where the distance is that of the very patches that a table compares."""
+        """Return True where `distance` was measured on the same patches that `table` compares."""
         numbers = table.numbers[find_compared(table)]
-        is_same = np.array_equal(np.sort(numbers), np.sort(self.sampled))
+        is_same = np.array_equal(np.sort(numbers), np.sort(self.numbers))
         return is_same and self.distance != Distance()
 
 
 def find_known(target: Path, recipe: Mapping[str, Any]) -> Known | None:
-    """Return the logits of the finished product that `recipe` may go on from; None: there are none.
+    """Return the logits of the finished product at `target`, for a product of another recipe.
 
-    They are those of another part of the same slide, on the same grid, by the same model and
+    None where there is no product, or its logits would differ: another slide, grid, model or
     engine. A damaged product is passed over with a warning.
     """
     if not is_product(target):
         return None
     try:
         manifest = read_manifest(target)
-        if not _has_same_pixels(manifest.recipe, recipe):
+        if not _gives_same_logits(manifest.recipe, recipe):
             return None
         return _read_known(target, manifest.content_digest)
     except StoreError as error:
@@ -73,7 +73,8 @@ def find_known(target: Path, recipe: Mapping[str, Any]) -> Known | None:
         return None
 
 
-def _has_same_pixels(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _gives_same_logits(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True where a patch has the same logit by both recipes; stores are never the same."""
     one, other = made.get("source"), wanted.get("source")
     if not isinstance(one, Mapping) or not isinstance(other, Mapping) or "slide" not in one:
         return False
@@ -83,6 +84,7 @@ def _has_same_pixels(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool
 
 @lru_cache(2)
 def _read_known(target: Path, _digest: str) -> Known:
+    """Read the logits of a product; its digest makes the cache forget a replaced one."""
     predictions = open_result(target)
     table, spread = predictions.table, predictions.spread
     placed = None if spread is None else place_on_grid(table, spread)

@@ -1,8 +1,7 @@
-"""Parts of a slide: samples and drawn areas, and the logits that outlast a change of the part.
+"""Parts of a slide: a sample of its patches, and areas that a person drew.
 
-A slide's results may be of a part of it: a sample of its patches, or areas that a person drew. When
-other patches are asked for, on the same grid and by the same model and engine, the logits that are
-there are taken over, and only the others are computed.
+Recipes say of which part the results are. The table of all patches of a slide becomes that of a
+sample (`draw_sample`), or gets the patches of the drawn areas (`add_areas`).
 """
 
 import math
@@ -34,36 +33,45 @@ from wsi_pipeline.store.predictions import SAMPLE, is_estimate
 
 AREAS_ALONE = "areas_alone"
 PART = (SAMPLE, DRAWN, AREAS_ALONE)
-"""Entries of a source's recipe that say of which part of the slide the patches are."""
+"""Entries of a source's recipe that say of which part of the slide the patches are.
+
+A sample: its settings. Drawn areas: the digest of their file. True: no patches but the areas'.
+"""
 MOST_OF_A_PATCH = 0.5
-"""Share of a patch from which on it lies in an area."""
-WORTH_A_SAMPLE = 0.75
-"""Where a sample and its context would be more of a slide than this, all of it is computed."""
+"""Share of its area from which on a patch counts as inside a drawn area, or as tissue."""
+MOST_OF_A_SLIDE = 0.75
+"""Largest share of a slide's patches that a sample and its context may be; else all are taken."""
 TILES_ACROSS = 1 + math.sqrt(2)
-"""A square so wide, its context included, touches twice the tiles that its area is worth."""
+"""Width in tiles of a square that touches twice as many tiles as fit into it: (w + 1)² = 2 w²."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """A sample that is asked for: about so many patches of a slide, drawn by a seed."""
+    """Settings of a sample."""
 
     patches: int
+    """Wanted number of patches of each slide; whole squares give about as many."""
     seed: int = 0
 
 
+def name_areas(results: Path, slide_id: str) -> Path:
+    """Return the place of the file with the areas that are drawn on a slide."""
+    return results / DRAWN / f"{slide_id}.geojson"
+
+
 def find_areas(results: Path, slide_id: str) -> Path | None:
-    """Return the file of the areas that are drawn on a slide; None where there are none."""
-    path = results / DRAWN / f"{slide_id}.geojson"
+    """Return the file with the areas that are drawn on a slide; None where there is none."""
+    path = name_areas(results, slide_id)
     return path if path.is_file() else None
 
 
 def areas_entry(path: Path | None) -> dict[str, str]:
-    """Return a recipe's entry for drawn areas."""
+    """Return a recipe's entry for the file of the drawn areas."""
     return {} if path is None else {DRAWN: file_sha256(path)}
 
 
-def _whole(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe of predictions as it would be for the whole slide, without areas."""
+def _leave_part_out(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe of predictions without the entries of `PART`: that of the whole slide."""
     source = recipe.get("source")
     if not isinstance(source, Mapping):
         return dict(recipe)
@@ -72,32 +80,35 @@ def _whole(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_same_but_part(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Return True where two recipes differ in nothing but the part of the slide."""
-    return _whole(made) == _whole(wanted)
+    """Return True where two recipes differ at most in the part of the slide."""
+    return _leave_part_out(made) == _leave_part_out(wanted)
 
 
-def is_more(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Return True where `wanted` is another part of what `made`, which it may take the place of."""
+def is_other_part(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True where two recipes differ in the part of the slide, and at most also in the view.
+
+    Results of such a recipe may be replaced without --force.
+    """
     return without_view(made) != without_view(wanted) and is_same_but_part(
         without_view(made), without_view(wanted)
     )
 
 
 def is_of_areas(recipe: Mapping[str, Any]) -> bool:
-    """Return True for the recipe of drawn areas alone."""
+    """Return True for the recipe of results that hold no patches but those of drawn areas."""
     source = recipe.get("source")
     return isinstance(source, Mapping) and AREAS_ALONE in source
 
 
 def is_part(recipe: Mapping[str, Any]) -> bool:
-    """Return True for the recipe of a sample, or of drawn areas alone."""
+    """Return True for the recipe of results of a sample, or of drawn areas alone."""
     return is_of_areas(recipe) or is_estimate(recipe)
 
 
 def read_extensible(target: Path, slide: SlideInfo) -> dict[str, Any]:
-    """Return the source's recipe of a finished product to which areas are added, without areas.
+    """Return the source's recipe, without its part, of finished results that areas can join.
 
-    Raises StoreError where it is an estimate, or of another slide, scale or source.
+    Raises StoreError where they are an estimate, or of another slide, scale or source.
     """
     recipe = read_manifest(target).recipe
     source = recipe.get("source")
@@ -118,9 +129,11 @@ def read_extensible(target: Path, slide: SlideInfo) -> dict[str, Any]:
 def draw_sample(
     reader: SlideReader, table: PatchTable, sampling: Sampling, context_um: float
 ) -> PatchTable:
-    """Return the table of a sample's patches, and of those that are their context.
+    """Return the table of a sample's patches and of the patches within reach of their context.
 
-    Return the whole table where that is hardly more.
+    `context_um` is the standard deviation of the model's context. Squares are so large that, with
+    their context, they touch at most twice the tiles that fit into them. Where the sample and its
+    context are more than `MOST_OF_A_SLIDE` of the slide, the table is returned unchanged.
     """
     grid = table.grid
     if table.patches <= sampling.patches:
@@ -134,7 +147,7 @@ def draw_sample(
     drawn = np.zeros((grid.rows, grid.cols), dtype=np.bool_)
     drawn[tuple(table.positions[found.drawn].T)] = True
     index = np.flatnonzero(add_context(drawn, reach)[tuple(table.positions.T)])
-    if len(index) > WORTH_A_SAMPLE * table.patches:
+    if len(index) > MOST_OF_A_SLIDE * table.patches:
         return table
     role = np.where(found.drawn, ROLES.index("tissue"), ROLES.index("context")).astype(np.uint8)
     part = replace(table, role=role).take(index)
@@ -150,7 +163,7 @@ def draw_sample(
 
 
 def drop_areas(table: PatchTable) -> PatchTable:
-    """Return the table without patches that lie in drawn areas alone."""
+    """Return the table without the patches that are in it for drawn areas alone."""
     if table.role is None:
         return table
     kept = replace(table.take(np.flatnonzero(table.role != ROLES.index("area"))), role=None)
@@ -158,10 +171,10 @@ def drop_areas(table: PatchTable) -> PatchTable:
 
 
 def add_areas(reader: SlideReader, table: PatchTable, path: Path) -> PatchTable:
-    """Return the table with the patches of drawn areas that it does not hold, anew.
+    """Return the table with the patches of the drawn areas in the file at `path`.
 
-    Those that an earlier version of the areas added are left out first. Raises LabelError where the
-    areas are of another slide, or hold no patch.
+    Patches that the table has in drawn areas alone are removed first, so that it fits the file as
+    it is now. Raises LabelError where the areas are of another slide, or hold no patch.
     """
     table = drop_areas(table)
     grid = table.grid
@@ -179,7 +192,7 @@ def add_areas(reader: SlideReader, table: PatchTable, path: Path) -> PatchTable:
 
 
 def _append(reader: SlideReader, table: PatchTable, added: NDArray[np.int32]) -> PatchTable:
-    """Return the table with patches at further positions, of which no label is known."""
+    """Return the table with patches at the positions `added` (m, 2), without labels."""
     count, grid = len(added), table.grid
     unknown = np.full(count, np.nan, dtype=np.float32)
     tissue = unknown
@@ -206,7 +219,7 @@ def _append(reader: SlideReader, table: PatchTable, added: NDArray[np.int32]) ->
 
 
 def _order(reader: SlideReader, table: PatchTable) -> PatchTable:
-    """Return the table in the order in which its slide is read."""
+    """Return the table in the order in which patches are read: by macro-tile."""
     per_patch = macro_tiles_per_patch(view_grid(reader, table.grid), table.grid)
     ordered = order_by_macro_tile(table.positions, per_patch)
     place = np.empty((table.grid.rows, table.grid.cols), dtype=np.intp)
@@ -215,17 +228,17 @@ def _order(reader: SlideReader, table: PatchTable) -> PatchTable:
 
 
 def find_compared(table: PatchTable) -> NDArray[np.intp]:
-    """Return the patches of a slide that are compared with training patches, ascending.
+    """Return the index (k,), ascending, of the patches that are compared with training patches.
 
-    They are an even sample of those that are mostly tissue, and no drawn area's. Of an estimate,
-    also those of the whole slide's sample that it holds.
+    They are spread evenly over the patches that are mostly tissue, those of drawn areas left out.
+    Of an estimate they are also the patches in it that the whole slide would compare.
     """
     is_tissue = ~(table.tissue_fraction < MOST_OF_A_PATCH)  # NaN: not measured
     if table.role is not None:
         is_tissue &= table.role != ROLES.index("area")
     members = np.flatnonzero(is_tissue | ~is_tissue.any())
-    sample = members[sample_patches(len(members))]
+    compared = members[sample_patches(len(members))]
     if table.sample is None:
-        return sample
+        return compared
     shared = np.flatnonzero(np.isin(table.numbers, table.sample.compared))
-    return np.union1d(sample, shared)
+    return np.union1d(compared, shared)

@@ -76,7 +76,7 @@ class SlidePlan:
         return sum(min(self.block_size, self.patches - b * self.block_size) for b in self.blocks)
 
     def with_stamp(self, stamp: tuple[int, int]) -> Self:
-        """Return the plan of a slide that was copied when its file had that stamp."""
+        """Return the plan with the stamp that the slide's file had when it was copied."""
         store = None if self.store is None else self.store.with_stamp(stamp)
         return replace(self, store=store, slide_stamp=self.slide_stamp and stamp)
 
@@ -108,9 +108,9 @@ class BlockReport:
     fallbacks: int = 0
     """Regions that another reader read because of a fault."""
     predicted: int = 0
-    """Patches that were computed: none where they were only stored, or known."""
+    """Number of patches that the model computed; 0 where they were only stored."""
     compared: tuple[tuple[float, ...], ...] = ()
-    """Stains and feature distance of the block's part of the slide's sample."""
+    """Rows of number, nine stains and feature distance, of patches compared with training ones."""
 
 
 class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):

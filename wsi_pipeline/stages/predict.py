@@ -1,7 +1,7 @@
 """One slide's predictions: laid out, computed block by block, and closed.
 
-Of an even sample of the patches, stains and features are compared with the model's training patches
-on the way.
+Stains and features of some of its patches, those of `find_compared`, are compared with the model's
+training patches at the same time.
 """
 
 import time
@@ -90,15 +90,16 @@ def predict_block(
 ) -> BlockReport:
     """Read, predict and write one block; its pixels go into `store` first, if there is one.
 
-    Unreadable patches get NaN. What is `known` of a block is taken as it is, but for the patches
-    that are compared with the training patches. Batches start again with every block, so that the
-    last bits of a logit may depend on the block size, but never on whether pixels are kept.
+    Unreadable patches get NaN. Logits that are `known` are kept, and only the other patches are
+    read, with those that must be compared with the training patches. Batches start again with every
+    block, so that the last bits of a logit may depend on the block size, but never on whether
+    pixels are kept.
     """
     started = time.perf_counter()
     if known is not None and isinstance(source, PartSource):
         return _predict_unknown(source, predictor, staging, table, block, known)
-    sample, numbers = find_sample(table, block), table.numbers[table.block_slice(block)]
-    found = _read_tiles(source, predictor, block, sample) if store is None else None
+    compared, numbers = find_compared_in(table, block), table.numbers[table.block_slice(block)]
+    found = _read_tiles(source, predictor, block, compared) if store is None else None
     was_read = was_stored = time.perf_counter()
     if found is None:
         patches = source.read_block(block)
@@ -106,7 +107,7 @@ def predict_block(
         if store is not None:
             write_patch_block(store, table, block, patches)
         was_stored = time.perf_counter()
-        found = _take_readable(patches, sample)
+        found = _take_readable(patches, compared)
     predicted = predictor.predict(found.patches, found.compared)
     logits = _place(predicted.logits, found.readable)
     spread = None if predicted.spread is None else _place(predicted.spread, found.readable)
@@ -119,7 +120,7 @@ def predict_block(
         seconds_write=was_stored - was_read,
         fallbacks=found.fallbacks,
         predicted=len(logits),
-        compared=tuple(_compare(found, predicted, numbers[sample])),
+        compared=tuple(_compare(found, predicted, numbers[compared])),
     )
     write_prediction_block(staging, table, block, logits, asdict(report), spread)
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
@@ -133,28 +134,31 @@ def _predict_unknown(
     block: int,
     known: Known,
 ) -> BlockReport:
-    """Predict the patches of a block that are not known, or whose features must be compared."""
+    """Predict the patches of a block without a known logit, and those that must be compared.
+
+    Rows that an earlier estimate recorded of compared patches are taken from `known`.
+    """
     started = time.perf_counter()
     logits, spread = known.of_block(table, block)
     numbers = table.numbers[table.block_slice(block)]
     is_known = predictor.model.domain is None or known.has_distance_of(table)
-    sample = np.empty(0, np.intp) if is_known else find_sample(table, block)
+    compared = np.empty(0, np.intp) if is_known else find_compared_in(table, block)
     rows = [
-        known.compared[number] for number in numbers[sample].tolist() if number in known.compared
+        known.compared[number] for number in numbers[compared].tolist() if number in known.compared
     ]
-    sample = sample[~np.isin(numbers[sample], [*known.compared])]
+    compared = compared[~np.isin(numbers[compared], [*known.compared])]
     is_wanted = np.isnan(logits)
-    is_wanted[sample] = True
+    is_wanted[compared] = True
     wanted = np.flatnonzero(is_wanted)
     patches = source.read_some(block, wanted)
-    found = _take_readable(patches, np.searchsorted(wanted, sample))
+    found = _take_readable(patches, np.searchsorted(wanted, compared))
     was_read = time.perf_counter()
     if len(found.patches):
         predicted = predictor.predict(found.patches, found.compared)
         logits[wanted] = _place(predicted.logits, found.readable)
         if spread is not None and predicted.spread is not None:
             spread[wanted] = _place(predicted.spread, found.readable)
-        rows += _compare(found, predicted, numbers[sample])
+        rows += _compare(found, predicted, numbers[compared])
     was_computed = time.perf_counter()
     report = BlockReport(
         patches=len(logits),
@@ -176,16 +180,16 @@ class _Found(NamedTuple):
     readable: NDArray[np.bool_]
     """(b,) of all patches of the block."""
     compared: NDArray[np.intp]
-    """(k,) those of the sample, among the readable ones."""
-    sample: NDArray[np.uint8]
-    """(k, side, side, 3)"""
-    is_sampled: NDArray[np.bool_]
+    """(k,) index, among the readable patches, of those to compare."""
+    compared_pixels: NDArray[np.uint8]
+    """(k, side, side, 3) of the patches to compare."""
+    is_compared: NDArray[np.bool_]
     """Whether each patch that was to be compared could be read."""
     fallbacks: int = 0
 
 
 def _read_tiles(
-    source: PatchSource, predictor: "Predictor", block: int, sample: NDArray[np.intp]
+    source: PatchSource, predictor: "Predictor", block: int, compared: NDArray[np.intp]
 ) -> _Found | None:
     """Read the tiles under a block, where a GPU cuts the patches and the source has tiles."""
     buffers = predictor.tile_buffers
@@ -195,45 +199,46 @@ def _read_tiles(
     if tiles is None:
         return None
     readable = np.ones(len(tiles), dtype=np.bool_)
-    return _Found(tiles, readable, sample, predictor.cut(tiles, sample), readable[sample])
+    return _Found(tiles, readable, compared, predictor.cut(tiles, compared), readable[compared])
 
 
-def _take_readable(patches: PatchBlock, sample: NDArray[np.intp]) -> _Found:
+def _take_readable(patches: PatchBlock, compared: NDArray[np.intp]) -> _Found:
     pixels, readable = patches.pixels, patches.readable
-    is_sampled = readable[sample]
-    sample = sample[is_sampled]
+    is_compared = readable[compared]
+    compared = compared[is_compared]
     return _Found(
         pixels if readable.all() else pixels[readable],
         readable,
-        np.cumsum(readable)[sample] - 1,
-        pixels[sample],
-        is_sampled,
+        np.cumsum(readable)[compared] - 1,
+        pixels[compared],
+        is_compared,
         patches.fallbacks,
     )
 
 
-def find_sample(table: PatchTable, block: int) -> NDArray[np.intp]:
-    """Return the block's part of the slide's compared patches."""
-    sample, rows = find_compared(table), table.block_slice(block)
-    sample = sample[(sample >= rows.start) & (sample < rows.stop)]
-    return np.asarray(sample - rows.start, dtype=np.intp)
+def find_compared_in(table: PatchTable, block: int) -> NDArray[np.intp]:
+    """Return the index (k,) within a block of its patches among the slide's compared ones."""
+    compared, rows = find_compared(table), table.block_slice(block)
+    compared = compared[(compared >= rows.start) & (compared < rows.stop)]
+    return np.asarray(compared - rows.start, dtype=np.intp)
 
 
 def _compare(
     found: _Found, predicted: "Predicted", numbers: NDArray[np.int64]
 ) -> list[tuple[float, ...]]:
-    """Return number, stains and feature distance of each of some patches, as reports hold them.
+    """Return a row of number, nine stains and feature distance for each compared patch.
 
-    `numbers` are those of all that were to be compared, readable or not.
+    `numbers` are those of all patches to compare, readable or not. A patch with a value that is not
+    finite has no row.
     """
-    if predicted.distance is None or not len(found.sample):
+    if predicted.distance is None or not len(found.compared_pixels):
         return []
-    columns = np.column_stack([measure_stains(found.sample), predicted.distance])
+    columns = np.column_stack([measure_stains(found.compared_pixels), predicted.distance])
     is_known = np.isfinite(columns).all(axis=1)
     return [
         (number, *row)
         for number, row in zip(
-            numbers[found.is_sampled][is_known].tolist(), columns[is_known].tolist(), strict=True
+            numbers[found.is_compared][is_known].tolist(), columns[is_known].tolist(), strict=True
         )
     ]
 
@@ -246,9 +251,10 @@ def _place(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[
 
 
 def close_predictions(staging: Staging, model: "Model", known: Known | None = None) -> None:
-    """Record the slide's distance from the training patches, by what the blocks report.
+    """Record the slide's distance from the training patches, from the reports of its blocks.
 
-    It is that of the `known` product where the compared patches are the same.
+    The distance of the `known` product is taken where its compared patches are the same. Of a part
+    of a slide the rows of the compared patches are recorded too, for the next product.
     """
     path = staging.product / PREDICTIONS
     table = read_staged_table(path)

@@ -58,7 +58,7 @@ SPREAD, HAS_SPREAD = "spread", "has_spread"
 DISTANCE = "distance"
 """An attribute: how far the slide is from the training patches."""
 COMPARED = "compared"
-"""An attribute of an estimate: what was measured of patches compared with training patches."""
+"""An attribute of results of a part: rows of the patches compared with training patches."""
 SAMPLE = "sample"
 """Entry of a source's recipe: the results are an estimate of a sample of the slide's patches."""
 ARRAYS = (LOGIT, ALONE, FINAL)
@@ -66,7 +66,7 @@ ARRAYS = (LOGIT, ALONE, FINAL)
 
 
 def is_estimate(recipe: Mapping[str, Any]) -> bool:
-    """Return True for the recipe of results that are of a sample of a slide's patches."""
+    """Return True for the recipe of results of a sample."""
     source = recipe.get("source")
     return isinstance(source, Mapping) and SAMPLE in source
 
@@ -162,7 +162,7 @@ def record_distance(path: Path, distance: Distance) -> None:
 
 
 def record_compared(path: Path, rows: Sequence[Sequence[float]]) -> None:
-    """Record number, stains and feature distance of an estimate's compared patches."""
+    """Record rows of number, nine stains and feature distance, one for each compared patch."""
     add_attributes(path, {COMPARED: [[*row] for row in rows]})
 
 
@@ -192,7 +192,7 @@ class Predictions:
 
     @cached_property
     def compared(self) -> dict[int, tuple[float, ...]]:
-        """What `record_compared` wrote of each patch, by its number. Raises StoreError."""
+        """Number of a patch → its row of `record_compared`, if any. Raises StoreError."""
         rows = self.attributes.get(COMPARED, [])
         try:
             found = {int(row[0]): tuple(map(float, row)) for row in rows}
@@ -248,7 +248,7 @@ class Predictions:
 
 
 def refuse_estimates(predictions: Iterable[Predictions]) -> None:
-    """Raise StoreError where one is of a sample of its slide, for work that needs all patches."""
+    """Raise StoreError where one is an estimate; the caller needs all patches of a slide."""
     for each in predictions:
         if each.table.sample is not None:
             raise StoreError(

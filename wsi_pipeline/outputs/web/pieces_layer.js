@@ -8,14 +8,14 @@ const LABEL_HIGH_PX = 19;
 const LABEL_GAP_PX = 4; // between a number and its piece
 
 class PiecesLayer {
-  /** pieces: as the server tells them, the rest (number 0) last. */
+  /** pieces: as the server lists them, the rest (number 0) last. */
   constructor(pieces) {
     this.pieces = pieces;
     this.current = null; // number of the piece that was visited last
     this.tops = new Map(); // number → the corner of its outline that is topmost at an angle
   }
 
-  /** Other pieces, or the same ones counted at another threshold. */
+  /** Show other pieces, or the same ones counted at another threshold. */
   replace(pieces) {
     this.pieces = pieces;
     this.tops.clear();
@@ -51,7 +51,7 @@ class PiecesLayer {
     context.textAlign = "start";
   }
 
-  /** Numbers in sight, {number, x, y, wide}: above their pieces, none over another; in the piece that fills the view at its top. */
+  /** Places of the numbers in sight, {number, x, y, wide} in screen pixels: above their pieces, at the top of the view in the piece that fills it, and never one over another. */
   placeLabels(context, view) {
     const placed = [];
     const middle = this.pieceAt(view.viewport.x, view.viewport.y)?.tissue_id;

@@ -3,7 +3,7 @@
 
 const SMALLEST_STEP_PX = 2; // between corners of a line drawn by hand
 
-/** A tool whose line is closed and handed on. A class of it says `what` is drawn and takes the polygon in `take`. */
+/** Draws a closed line. A subclass says `what` is drawn and gets the polygon in `take`. */
 class DrawTool extends CornerTool {
   get hint() {
     return "drag around a region, or click corners; Escape ends";
@@ -68,7 +68,7 @@ function makeRow(actions) {
   return row;
 }
 
-/** Show the place of polygons of rings of level-0 places. */
+/** Move the view to polygons of rings of level-0 places. */
 function visitPolygons(viewer, polygons) {
   const corners = polygons.flat(2);
   const [[x0, x1], [y0, y1]] = [0, 1].map((axis) => corners.reduce(([low, high], corner) => [Math.min(low, corner[axis]), Math.max(high, corner[axis])], [Infinity, -Infinity]));

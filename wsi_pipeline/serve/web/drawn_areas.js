@@ -23,7 +23,7 @@ class DrawnAreas {
   constructor(viewer) {
     this.viewer = viewer;
     this.body = null;
-    this.job = null; // the last one of this slide, as the server tells it
+    this.job = null; // the last one of this slide, as the server describes it
     byId("run-here").addEventListener("click", () => this.use());
     byId("cancel-job").addEventListener("click", () => this.cancel());
   }
@@ -47,7 +47,7 @@ class DrawnAreas {
     return UNDER_WAY.includes(this.job?.state);
   }
 
-  /** Take up the tool; the same once more lays it down. */
+  /** Begin to draw, or end it. */
   use() {
     if (!this.body?.can_write) return;
     if (this.isUnderWay) return this.viewer.panel.say("a job for this slide is under way; wait, or cancel it");
@@ -55,7 +55,7 @@ class DrawnAreas {
     this.viewer.useTool(this.viewer.tool instanceof AreaTool ? null : new AreaTool(this.viewer));
   }
 
-  /** Infer an area; what is there already is kept. */
+  /** Infer an area; all other results are kept. */
   async run(region) {
     const { body, error } = await ask(jobsApi, "POST", { slide_id: slideId, region });
     if (error) return this._say(error);

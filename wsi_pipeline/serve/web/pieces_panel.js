@@ -22,8 +22,8 @@ class PiecesPanel {
   async load() {
     const asked = ++this.asked;
     const { runs, display } = this.viewer;
-    const ask = (run) => getJson(`${api}/tissue?run=${encodeURIComponent(run)}&threshold=${display.threshold}`).catch((error) => this._fail(error));
-    const found = await Promise.all(runs.map((run) => (run ? ask(run) : { pieces: [] })));
+    const count = (run) => getJson(`${api}/tissue?run=${encodeURIComponent(run)}&threshold=${display.threshold}`).catch((error) => this._fail(error));
+    const found = await Promise.all(runs.map((run) => (run ? count(run) : { pieces: [] })));
     if (asked !== this.asked) return; // the slider went on meanwhile
     found.forEach(({ pieces }, index) => this.layers[index].replace(pieces));
     display.showPieces ??= this.layers[0].numbered.length > 1; // one section needs no outline

@@ -13,7 +13,7 @@ async function getJson(address) {
   return answer.json();
 }
 
-/** Ask the server to do something; returns {body, error}, the reason in words, with the status. */
+/** Send a request; returns {body, error, status}: error is the reason in words, "" without one. */
 async function ask(address, method, content) {
   const headers = { "Content-Type": "application/json" };
   const answer = await fetch(address, { method, headers, body: content && JSON.stringify(content) }).catch(() => null);
