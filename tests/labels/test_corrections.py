@@ -10,16 +10,15 @@ from tests.builders import make_table
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.labels.corrections import (
-    MAX_CORNERS,
     Correction,
     corrections_to_geojson,
     draw,
     erase,
-    read_area,
     read_corrections,
     relabel,
     remove,
 )
+from wsi_pipeline.labels.sent_areas import MAX_CORNERS, read_area
 
 SLIDE = make_table([(0, 0)], rows=10, cols=12).slide
 NAMES = ("negative", "positive")

@@ -7,7 +7,7 @@ still being written. One that failed is tried again when its files have changed.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,15 +162,12 @@ def _note_ends(
 @contextmanager
 def _hold_watch(folder: Path) -> Iterator[None]:
     """Hold the lock of a watch that writes to a folder. Raises LockHeld, EnvironmentFault."""
-    try:
-        lock = hold_lock(folder / LOCK)
-        lock.__enter__()
-    except LockHeld as error:
-        owner = read_owner(folder / LOCK)
-        raise LockHeld(
-            f"{folder}: another --watch writes there ({owner}); end it, or name another folder"
-        ) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(folder / LOCK))
+        except LockHeld as error:
+            owner = read_owner(folder / LOCK)
+            raise LockHeld(
+                f"{folder}: another --watch writes there ({owner}); end it, or name another folder"
+            ) from error
         yield
-    finally:
-        lock.__exit__(None, None, None)

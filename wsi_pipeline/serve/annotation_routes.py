@@ -12,10 +12,10 @@ from wsi_pipeline.labels.corrections import (
     check_size,
     draw,
     erase,
-    read_area,
     relabel,
     remove,
 )
+from wsi_pipeline.labels.sent_areas import read_area
 from wsi_pipeline.outputs.regions import list_polygons
 from wsi_pipeline.serve.annotations import READ_ONLY, corrections_file, training_lines
 from wsi_pipeline.serve.errors import Refusal

@@ -11,9 +11,8 @@ from wsi_pipeline.labels.corrections import (
     Correction,
     Corrections,
     check_size,
-    holds_patch,
-    read_drawn,
 )
+from wsi_pipeline.labels.sent_areas import holds_patch, read_drawn
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.serve.annotations import RegionFile
 from wsi_pipeline.serve.catalogue import Result
