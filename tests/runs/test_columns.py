@@ -161,6 +161,15 @@ def test_patients_are_the_sums_of_their_slides(tmp_path: Path) -> None:
     assert (second["positives"], second["largest_region_slide"]) == ("0", "")
 
 
+def test_an_estimate_counts_as_its_whole_slide_in_a_patient(tmp_path: Path) -> None:
+    """s1: 3 of 4 patches, of a slide of 40; s2: 1 of 2, all there are: 30 + 1 of 42."""
+    summaries = write_slides(tmp_path)
+    slides = [replace(summaries[0], slide_patches=40), *summaries[1:]]
+    first, second = summarise_patients(slides)
+    assert first.positive_fraction == pytest.approx(31 / 42)
+    assert (first.estimated_slides, second.estimated_slides) == (1, 0)
+
+
 def test_a_slide_without_a_patient_is_one_of_its_own(tmp_path: Path) -> None:
     slides = [replace(each, patient_id=None) for each in write_slides(tmp_path)]
     assert [one.patient_id for one in summarise_patients(slides)] == ["s1", "s2", "s3"]

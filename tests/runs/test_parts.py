@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from tests.builders import (
 )
 from tests.commands import PLAIN, plain_options, run, spawn
 from wsi_pipeline.core.calibration import ModelTerms, Terms
-from wsi_pipeline.core.outcome import SlideOutcome
+from wsi_pipeline.core.outcome import SlideOutcome, describe_interval
 from wsi_pipeline.outputs.results import Slide, open_results
 from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.slides import tiff_reader
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.slides.tiff_tiles import decode_tile
+from wsi_pipeline.stages import infer as stage
+from wsi_pipeline.stages.predict import predict_block
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import Predictions, open_result
 
 QUICK = (*PLAIN, "--outputs", "summary", "--workers", 0)
@@ -260,6 +264,86 @@ def test_a_sample_is_not_kept_as_a_store(slide: Path, plain: Path, tmp_path: Pat
     assert (done.exit_code, "give one of them" in " ".join(done.output.split())) == (2, True)
 
 
+def test_a_smaller_sample_of_the_same_seed_leaves_a_larger_one(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(slide, plain, tmp_path / "out", "--sample", 100)
+    before = folder_bytes(tmp_path / "out" / "one")
+    infer(slide, plain, tmp_path / "out", *SAMPLE)
+    assert folder_bytes(tmp_path / "out" / "one") == before
+
+
+def test_a_sample_leaves_what_an_interrupted_run_has_of_the_whole(
+    tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,156 patches in two blocks, the first of 1,024 done."""
+    slide = write_slide(tmp_path / "slides" / "one.tiff", tissue(1700, 1700))
+    words = ("infer", slide, "--model", plain, "--out", tmp_path / "out", *QUICK)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "predict_block", interrupt_after(1, predict_block))
+        assert run(*words).exit_code == 130
+    assert run(*words, *SAMPLE).exit_code == 0
+    assert run(*words).exit_code == 0
+    drawn_elsewhere = 1156 - 1024 - count_predicted(tmp_path / "out")
+    assert 0 <= drawn_elsewhere <= 20
+    assert not list((tmp_path / "out" / ".wsi").glob("staging/*"))
+
+
+def interrupt_after(calls: int, do: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, interrupted when it has been called so often."""
+    left = iter(range(calls))
+
+    def call(*given: Any, **more: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return do(*given, **more)
+
+    return call
+
+
+def test_an_estimate_cut_by_otsu_goes_on_to_the_whole(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(slide, plain, tmp_path / "out", *SAMPLE, "--tissue", "otsu")
+    infer(slide, plain, tmp_path / "out")
+    assert count_predicted(tmp_path / "out") == 880
+
+
+def test_an_estimate_is_refused_by_what_differs(slide: Path, plain: Path, tmp_path: Path) -> None:
+    infer(slide, plain, tmp_path / "out", *SAMPLE)
+    words = ("--model", plain, "--out", tmp_path / "out", *QUICK, "--min-tissue", 0)
+    said = " ".join(run("infer", slide, *words).output.split())
+    assert "was made from another source.tissue.min_tissue; use --force" in said
+
+
+def test_unreadable_patches_count_in_no_estimate_of_the_whole(slide: Path, tmp_path: Path) -> None:
+    """Every patch is positive: as many of 900 as of the sample could be read."""
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(bias=9.0))
+    for tile in range(3):
+        break_tile(slide, 0, tile)
+    run("infer", slide, "--model", model, "--out", tmp_path / "out", *QUICK, "--sample", 400)
+    found = read_summary(tmp_path / "out")
+    readable = found["positives"]
+    assert readable == found["patches"] - found["unreadable"] < found["patches"]
+    assert found["positives_estimate"] == pytest.approx(900 * readable / found["patches"])
+    assert "to 100.0%)" in describe_interval(only(tmp_path / "out").summary)
+
+
+def test_the_pages_of_slides_say_of_how_many_patches_an_estimate_is(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(slide, plain, tmp_path / "out", *SAMPLE)
+    assert ">20 of 900 (estimate)<" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_where_a_sample_is_the_whole_slide_areas_can_be_added(
+    pale: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(pale, plain, tmp_path / "out", "--sample", 48)
+    draw(tmp_path / "out", (400, 0, 200, 100))
+    assert "8 of them in drawn areas alone" in extend(pale, plain, tmp_path / "out").message
+
+
 @pytest.mark.system
 def test_killed_on_the_way_from_an_estimate_to_the_whole(
     slide: Path, model: Path, tmp_path: Path
@@ -393,6 +477,38 @@ def test_an_area_that_is_removed_takes_its_patches_along(
     draw(out).unlink()
     extend(pale, model, out)
     assert folder_bytes(out / "one") == folder_bytes(plain / "one")
+
+
+def test_areas_are_added_to_what_otsu_cut(pale: Path, plain: Path, tmp_path: Path) -> None:
+    infer(pale, plain, tmp_path / "out", "--tissue", "otsu")
+    draw(tmp_path / "out", (400, 0, 200, 100))
+    infer(pale, plain, tmp_path / "out")
+    assert count_predicted(tmp_path / "out") == 8
+
+
+def test_kept_patches_have_no_areas_and_the_next_run_adds_them(
+    pale: Path, plain: Path, tmp_path: Path
+) -> None:
+    out, kept = tmp_path / "out", ("--keep-patches", tmp_path / "kept")
+    draw(out, (400, 0, 200, 100))
+    words = ("--model", plain, "--out", out, *QUICK, *kept)
+    done = run("infer", pale, *words)
+    assert "its drawn areas are left out" in " ".join(done.output.split())
+    assert open_result(out / "one").table.patches == 48
+    infer(pale, plain, out)
+    assert count_predicted(out) == 8
+
+
+def test_patches_are_kept_beside_results_with_areas(
+    pale: Path, plain: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    draw(out, (400, 0, 200, 100))
+    infer(pale, plain, out)
+    before = folder_bytes(out / "one")
+    infer(pale, plain, out, "--keep-patches", tmp_path / "kept")
+    assert folder_bytes(out / "one") == before
+    assert PatchStore(tmp_path / "kept" / "one.patches.zarr").table.patches == 48
 
 
 def test_an_estimate_leaves_areas_out(slide: Path, plain: Path, tmp_path: Path) -> None:

@@ -213,13 +213,18 @@ def describe_interval(summary: SlideSummary) -> str:
         summary.positives_estimate,
     )
     if low is None or high is None or estimate is None:
-        return "no interval"
+        if summary.slide_patches is None:
+            return "no interval"
+        return (
+            f"estimate by {summary.patches:,} of {summary.slide_patches:,} patches: none is known"
+        )
     source = summary.interval_source
     if summary.slide_patches is not None:
+        readable = summary.slide_patches * (1 - summary.unreadable / summary.patches)
         return (
             f"estimate by {summary.patches:,} of {summary.slide_patches:,} patches: about"
             f" {estimate:,.0f} of the whole slide, 95 % interval {low:,.0f} to {high:,.0f}"
-            f" ({low / summary.slide_patches:.1%} to {high / summary.slide_patches:.1%})"
+            f" ({low / readable:.1%} to {high / readable:.1%})"
         )
     about = f"about {estimate:.0f}, " if source in ("review", "sample") else ""
     return f"{about}95 % interval {low:.0f} to {high:.0f} {SOURCES[source]}"

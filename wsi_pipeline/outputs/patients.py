@@ -20,7 +20,10 @@ class PatientSummary:
     assessed_mm2: float
     positive_mm2: float
     positive_fraction: float | None
-    """Positive of the assessed area; None where nothing was assessed."""
+    """Positive of the assessed area, in which an estimate counts as its whole slide.
+
+    None where nothing was assessed.
+    """
     positives: int
     positives_estimate: float | None
     positives_low: float | None
@@ -32,6 +35,8 @@ class PatientSummary:
     """None where all its slides are estimates, which know no regions."""
     largest_region_slide: str | None
     """The slide with that region; None where nothing is positive."""
+    estimated_slides: int
+    """Slides that are estimates: areas, patches and positives are of their samples alone."""
 
 
 def summarise_patients(summaries: Sequence[SlideSummary]) -> list[PatientSummary]:
@@ -61,7 +66,7 @@ def _summarise(patient_id: str, slides: Sequence[SlideSummary]) -> PatientSummar
         unreadable=sum(slide.unreadable for slide in slides),
         assessed_mm2=assessed,
         positive_mm2=positive,
-        positive_fraction=positive / assessed if assessed else None,
+        positive_fraction=_share_positive(slides),
         positives=sum(slide.positives for slide in slides),
         positives_estimate=sum(estimates) if estimates else None,
         positives_low=interval and interval[0],
@@ -69,7 +74,18 @@ def _summarise(patient_id: str, slides: Sequence[SlideSummary]) -> PatientSummar
         interval_source=" and ".join(sources) if interval else "none",
         largest_positive_region_mm2=area_mm2,
         largest_region_slide=slide_id if area_mm2 else None,
+        estimated_slides=sum(slide.slide_patches is not None for slide in slides),
     )
+
+
+def _share_positive(slides: Sequence[SlideSummary]) -> float | None:
+    """Return the share of positives, an estimate's by the patches of its whole slide."""
+    assessed = positive = 0.0
+    for slide in slides:
+        times = slide.slide_patches / slide.patches if slide.slide_patches else 1
+        assessed += slide.assessed_mm2 * times
+        positive += slide.positive_mm2 * times
+    return positive / assessed if assessed else None
 
 
 def add_intervals(ends: Iterable[tuple[float | None, float | None]]) -> Interval | None:

@@ -130,8 +130,8 @@ def _estimate_slide(table: PatchTable, design: SampleDesign, heatmap: Heatmap) -
     known = ~np.isnan(heatmap.probability[place])
     found = estimate_share(heatmap.positive[place], known, cluster, design.clusters)
     share = {"estimate": found.share, "low": found.low, "high": found.high}
-    whole = design.slide_patches
-    counts = {f"positives_{name}": end and end * whole for name, end in share.items()}
+    whole = design.slide_patches * known.mean()  # as many of the others cannot be read
+    counts = {f"positives_{name}": end and float(end * whole) for name, end in share.items()}
     return counts | {"interval_source": "none" if found.low is None else "estimate"}
 
 
@@ -188,7 +188,8 @@ def describe_summary(summary: SlideSummary) -> str:
         return "no tissue, no patches"
     share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"
     unreadable = f", {summary.unreadable} unreadable" if summary.unreadable else ""
-    interval = "" if summary.positives_low is None else f", {describe_interval(summary)}"
+    has_none = summary.positives_low is None and summary.slide_patches is None
+    interval = "" if has_none else f", {describe_interval(summary)}"
     unlike, mask = describe_unlike(summary), summary.mask
     inside = "" if mask is None else f"; only inside {mask} was assessed"
     return (

@@ -43,6 +43,7 @@ from wsi_pipeline.outputs.summarise import describe_summary, summarise
 from wsi_pipeline.outputs.summary_json import add_review, read_summary
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.stages.part import is_part
 from wsi_pipeline.stages.plan import describe_areas, describe_doubts
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired, without_view
 from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
@@ -233,7 +234,8 @@ def publish(
         "unreadable": unreadable,
         "positives": summary.positives,
     }
-    staging.commit(RESULT_KIND, counts, record)
+    # What was begun of the whole slide outlasts a sample or an area that is looked at meanwhile.
+    staging.commit(RESULT_KIND, counts, record, keeps_begun=is_part(staging.recipe))
     return summary
 
 

@@ -4,13 +4,13 @@ Predictions are made block by block, from any patch source. On the way the job c
 patch store that `wsi tile` makes: pixels are read once, and a store that is there is read instead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_pipeline.core.choices import PREDICTIONS
+from wsi_pipeline.core.choices import DRAWN, PREDICTIONS
 from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
@@ -27,6 +27,7 @@ from wsi_pipeline.stages.aggregate import (
 )
 from wsi_pipeline.stages.infer_source import InferRequest, Source
 from wsi_pipeline.stages.known import Known, find_known
+from wsi_pipeline.stages.part import find_areas
 from wsi_pipeline.stages.plan import (
     BlockReport,
     PreviewState,
@@ -167,7 +168,18 @@ class InferJob(InferRequest):
             self.slide.slide_id, self.slide.path, self.target, is_resumed_whole
         )
         source = read_manifest(self.target).recipe.get("source") or {}
-        return replace(outcome, message=outcome.message + describe_maker(source, self.config))
+        notes = describe_maker(source, self.config) + self._describe_left_out(source)
+        return replace(outcome, message=outcome.message + notes)
+
+    def _describe_left_out(self, source: Mapping[str, Any]) -> str:
+        """Return a note for a slide whose drawn areas are not among the kept patches, else ""."""
+        if (
+            self.keep is None
+            or DRAWN in source
+            or find_areas(self.out, self.slide.slide_id) is None
+        ):
+            return ""
+        return "; its drawn areas are left out: --keep-patches stores no area"
 
     def _is_shown(self, manifest: Manifest) -> bool:
         """Return whether the finished outputs are those of this view."""

@@ -28,11 +28,13 @@ from wsi_pipeline.stages.part import (
     draw_sample,
     drop_areas,
     find_areas,
+    is_larger_sample,
     is_of_areas,
     is_other_part,
     is_part,
     is_same_but_part,
     read_extensible,
+    with_part_of,
 )
 from wsi_pipeline.stages.predict import ENGINE
 from wsi_pipeline.stages.tile import TileJob, find_mask, plan_patches
@@ -40,7 +42,7 @@ from wsi_pipeline.stages.tile_config import TileConfig, settle, tile_recipe
 from wsi_pipeline.store.commit import LookFor, Staging, without_view
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import RESULT_KIND, SAMPLE, open_result
+from wsi_pipeline.store.predictions import RESULT_KIND, SAMPLE, is_estimate, open_result
 
 
 def describe_engine(entry: Mapping[str, Any]) -> str:
@@ -135,8 +137,9 @@ class InferRequest:
 
     @property
     def _areas(self) -> Path | None:
-        """The areas drawn on the slide; None where there are none, or a sample is asked for."""
-        return None if self.sampling is not None else find_areas(self.out, self.slide.slide_id)
+        """The areas drawn on the slide; None without any, and for a sample or a kept store."""
+        leaves_out = self.sampling is not None or self.keep is not None
+        return None if leaves_out else find_areas(self.out, self.slide.slide_id)
 
     def _require_areas(self) -> Path:
         if (areas := self._areas) is None:
@@ -178,7 +181,12 @@ class InferRequest:
         """Return how the slide is cut: by otsu where that made what is here and is taken, too."""
 
         def stage(config: TileConfig) -> Staging:
-            return self.stage(self._recipe_by(slide, config))
+            staging = self.stage(self._recipe_by(slide, config))
+            if is_product(self.target):
+                made = read_manifest(self.target).recipe
+                if is_other_part(made, staging.recipe):  # another part, cut the same way
+                    return Staging(self.target, without_view(made))
+            return staging
 
         if self.force:
             return replace(self.config, takes_otsu=False)
@@ -200,7 +208,7 @@ class InferRequest:
         made = without_view(read_manifest(self.target).recipe)
         old = made.get(ENGINE)
         is_it = {**made, ENGINE: new} == recipe
-        if self.sampling is not None and not is_part(made):  # the whole slide needs no estimate
+        if self._is_enough(made):
             is_it = is_same_but_part({**made, ENGINE: new}, recipe)
         if is_it and (old == new or self.takes_any_engine):
             return Staging(self.target, made)
@@ -214,9 +222,18 @@ class InferRequest:
             f" {old.get('precision')}, with --force to replace it, or into another folder"
         )
 
+    def _is_enough(self, made: Mapping[str, Any]) -> bool:
+        """Return True where results hold more than what is asked for, which they stay for."""
+        if self.sampling is not None and is_estimate(made):
+            return is_larger_sample(made["source"][SAMPLE], self.sampling)
+        is_less = self.sampling is not None or self.keep is not None
+        return is_less and not is_part(made)
+
     def look_for(self, staging: Staging, look: LookFor) -> Manifest | None:
         """Return what `look` finds; None also where the product is of another part of the slide."""
-        is_there = is_product(self.target) and not self.force
-        if is_there and is_other_part(read_manifest(self.target).recipe, staging.recipe):
-            return None
+        if is_product(self.target) and not self.force:
+            made = read_manifest(self.target).recipe
+            if is_other_part(made, staging.recipe):
+                return None
+            staging = Staging(self.target, with_part_of(made, staging.recipe))  # to name the rest
         return look(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import DRAWN, ROLES
+from wsi_pipeline.core.choices import DRAWN, PREDICTIONS, ROLES
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, order_by_macro_tile
 from wsi_pipeline.core.recipe import file_sha256
@@ -29,7 +29,7 @@ from wsi_pipeline.slides.quality import QualityParameters, flag_patches
 from wsi_pipeline.slides.tissue import tissue_fraction
 from wsi_pipeline.store.commit import without_view
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.predictions import SAMPLE, is_estimate
+from wsi_pipeline.store.predictions import SAMPLE, Predictions, is_estimate
 
 AREAS_ALONE = "areas_alone"
 PART = (SAMPLE, DRAWN, AREAS_ALONE)
@@ -94,6 +94,15 @@ def is_other_part(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     )
 
 
+def with_part_of(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe as it would be for the part of the slide that another is of."""
+    source, other = wanted.get("source"), made.get("source")
+    if not isinstance(source, Mapping) or not isinstance(other, Mapping):
+        return dict(wanted)
+    part = {name: entry for name, entry in other.items() if name in PART}
+    return {**wanted, "source": {**_whole(wanted)["source"], **part}}
+
+
 def is_of_areas(recipe: Mapping[str, Any]) -> bool:
     """Return True for the recipe of results that hold no patches but those of drawn areas."""
     source = recipe.get("source")
@@ -105,6 +114,16 @@ def is_part(recipe: Mapping[str, Any]) -> bool:
     return is_of_areas(recipe) or is_estimate(recipe)
 
 
+def is_larger_sample(made: Any, wanted: Sampling) -> bool:
+    """Return True for the recipe of a sample that holds another one of the same seed."""
+    return (
+        isinstance(made, Mapping)
+        and made.get("seed") == wanted.seed
+        and isinstance(made.get("patches"), int)
+        and made["patches"] >= wanted.patches
+    )
+
+
 def read_extensible(target: Path, slide: SlideInfo) -> dict[str, Any]:
     """Return the source's recipe, without its part, of finished results that areas can join.
 
@@ -112,7 +131,7 @@ def read_extensible(target: Path, slide: SlideInfo) -> dict[str, Any]:
     """
     recipe = read_manifest(target).recipe
     source = recipe.get("source")
-    if is_estimate(recipe):
+    if is_estimate(recipe) and Predictions(target / PREDICTIONS).table.sample is not None:
         what, remedy = "is an estimate of a sample", "infer the whole slide first"
     elif not isinstance(source, Mapping) or "slide" not in source:
         what, remedy = "was made from a patch store", "infer the slide itself into another folder"

@@ -159,11 +159,17 @@ class Staging:
         return reports
 
     def commit(
-        self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None
+        self,
+        kind: str,
+        counts: Mapping[str, Any],
+        view: Mapping[str, Any] | None = None,
+        *,
+        keeps_begun: bool = False,
     ) -> Manifest:
         """Write the manifest, flush, and rename the product into place, replacing an older one.
 
-        Chunks that are as their blocks reported them are not read again.
+        Chunks that are as their blocks reported them are not read again. What was begun by other
+        recipes is removed, unless `keeps_begun`.
         """
         _check_replaceable(self.target, kind)
         _sweep(self.product)
@@ -172,7 +178,8 @@ class Staging:
         write_file(self.product / MANIFEST, manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)
-        for folder in list_staged(self.target):  # of other recipes too: the product's lock is ours
+        others = [] if keeps_begun else list_staged(self.target)  # the product's lock is ours
+        for folder in {self.folder, *others}:
             shutil.rmtree(folder, ignore_errors=True)
         return manifest
 

@@ -9,6 +9,12 @@ const count = (name) => (slide) => (slide.summary?.[name] == null ? "–" : form
 const area = (name) => (slide) => (slide.summary?.[name] == null ? "–" : formatArea(slide.summary[name]));
 const number = (name) => (slide) => slide.summary?.[name] ?? -1;
 
+/** The number of patches; of an estimate, out of the whole slide's. */
+function patchesOf(slide) {
+  const whole = slide.summary?.slide_patches;
+  return count("patches")(slide) + (whole == null ? "" : ` of ${formatCount(whole)} (estimate)`);
+}
+
 /** The interval of the count with its source. */
 function intervalOf(slide) {
   const { positives_low: low, positives_high: high, interval_source: source } = slide.summary ?? {};
@@ -28,7 +34,7 @@ const COLUMNS = [
   { name: "picture", title: "", key: null },
   { name: "slide", title: "slide", key: (slide) => slide.slide_id.toLowerCase(), about: "Click a name to look at the slide." },
   { name: "state", title: "state", key: (slide) => slide.state, about: "How the run over the slide ended." },
-  { name: "patches", title: "patches", key: number("patches"), text: count("patches"), about: "Squares of tissue that the model was shown." },
+  { name: "patches", title: "patches", key: number("patches"), text: patchesOf, about: "Squares of tissue that the model was shown; of an estimate, the sample and the whole slide's." },
   { name: "positive", title: "positive", key: number("positives"), text: count("positives"), about: "Patches whose probability reaches the threshold." },
   { name: "interval", title: "95 % interval", key: number("positives_low"), text: intervalOf, about: "Where the true number of positive patches lies, and how that is known: by a person's review, by reviewed slides of this site, or by the model's validation patients." },
   { name: "share", title: "of assessed", key: number("positive_fraction"), about: "Positive patches as a share of those that could be read." },
