@@ -341,7 +341,7 @@ def test_where_a_sample_is_the_whole_slide_areas_can_be_added(
 ) -> None:
     infer(pale, plain, tmp_path / "out", "--sample", 48)
     draw(tmp_path / "out", (400, 0, 200, 100))
-    assert "8 of them in drawn areas alone" in extend(pale, plain, tmp_path / "out").message
+    assert "8 patches lie in drawn areas alone" in extend(pale, plain, tmp_path / "out").message
 
 
 @pytest.mark.system

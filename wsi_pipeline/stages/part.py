@@ -100,7 +100,7 @@ def with_part_of(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
     if not isinstance(source, Mapping) or not isinstance(other, Mapping):
         return dict(wanted)
     part = {name: entry for name, entry in other.items() if name in PART}
-    return {**wanted, "source": {**_whole(wanted)["source"], **part}}
+    return {**wanted, "source": {**_leave_part_out(wanted)["source"], **part}}
 
 
 def is_of_areas(recipe: Mapping[str, Any]) -> bool:
