@@ -18,7 +18,7 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.options import TileOptions
 from wsi_pipeline.runs.copied_job import CopiedJob
 from wsi_pipeline.runs.disk_space import DiskSpace
-from wsi_pipeline.runs.local_copies import FILES, LocalCopies, name_copy
+from wsi_pipeline.runs.local_copies import FILES, LocalCopies, NoRoom, name_copy
 from wsi_pipeline.runs.tile import read_tiling
 from wsi_pipeline.scheduling import NotYet, Workers
 from wsi_pipeline.slides import open_slide
@@ -331,10 +331,51 @@ def test_room_is_free_also_where_a_worker_has_the_copy_open(slides: Path, tmp_pa
     job = make_job(slides / "one.tiff", tmp_path / "stores", tmp_path / "disk")
     with ExitStack() as opened:
         with job.hold():
+            plan = job.prepare()
+            copy = job.copies.place(name_copy(job.slide), "copy") / FILES / "one.tiff"
+            stream = opened.enter_context(copy.open("rb"))
+            job.finish(plan, [job.run_block(plan, block) for block in plan.blocks])
+        assert os.fstat(stream.fileno()).st_size == 0
+
+
+def test_a_copy_that_a_worker_may_still_read_is_not_cut(slides: Path, tmp_path: Path) -> None:
+    job = make_job(slides / "one.tiff", tmp_path / "stores", tmp_path / "disk")
+    with ExitStack() as opened:
+        with job.hold():
             job.prepare()
             copy = job.copies.place(name_copy(job.slide), "copy") / FILES / "one.tiff"
             stream = opened.enter_context(copy.open("rb"))
-        assert os.fstat(stream.fileno()).st_size == 0
+        assert list_left(tmp_path / "disk") == []
+        assert stream.read() == (slides / "one.tiff").read_bytes()
+
+
+def test_a_finished_step_that_is_tried_again_reads_the_slide_itself(
+    slides: Path, tmp_path: Path
+) -> None:
+    job = make_job(slides / "one.tiff", tmp_path / "stores", tmp_path / "disk")
+    with job.hold():
+        plan = job.prepare()
+        reports = [job.run_block(plan, block) for block in plan.blocks]
+        job.finish(plan, reports)
+        with job._reading() as again:
+            assert again.slide.copy is None
+
+
+def test_a_worker_does_not_bring_back_a_copy_that_was_removed(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    path = shared_data / "slides" / "openslide-python_boxes_dcm" / "boxes_0.dcm"
+    copies, found = LocalCopies(tmp_path, ENOUGH), FoundSlide("boxes", path)
+    name = name_copy(found)
+    with copies.hold(found):
+        record = copies.place(name, "copying") / "copy.json"
+        content = record.read_text()
+        shutil.rmtree(record.parent)
+        record.parent.mkdir()
+        record.write_text(content)  # read before the run was interrupted
+        with pytest.raises(NoRoom):
+            copies.fill(name, path)
+        assert [entry.name for entry in record.parent.iterdir()] == ["copy.json"]
 
 
 def test_the_fault_of_a_full_disk_is_not_the_slides(slides: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.builders import make_checkpoint, tissue, write_model, write_slide
 from tests.commands import PLAIN, run
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
-from wsi_pipeline.runs.watch import LOCK, Watched
+from wsi_pipeline.runs.watch import LOCK, Watched, read_names
 from wsi_pipeline.store.lock import hold_lock
 
 OLD = (1_000_000_000, 1_000_000_000)
@@ -48,11 +48,15 @@ def look(watched: Watched) -> list[str]:
     return [slide.slide_id for slide in watched.take_still()]
 
 
-def end(watched: Watched, state: SlideState) -> list[str]:
+def end(watched: Watched, state: SlideState, *, by_machine: bool = False) -> list[str]:
     """Take what is still and say how it ended; return the names."""
     slides = watched.take_still()
     outcomes = (
-        SlideOutcome(slide.slide_id, str(slide.path.absolute()), state, "") for slide in slides
+        SlideOutcome(
+            *(slide.slide_id, str(slide.path.absolute()), state, ""),
+            is_environment_fault=by_machine,
+        )
+        for slide in slides
     )
     watched.note(slides, RunAccount(tuple(outcomes)))
     return [slide.slide_id for slide in slides]
@@ -120,9 +124,100 @@ def test_a_failed_slide_is_tried_again_when_its_file_changes(tmp_path: Path) -> 
     assert end(watched, SlideState.FAILED) == []
     clock.now += 60
     assert end(watched, SlideState.OK) == ["broken"]
+
+
+def test_a_slide_that_failed_by_the_machine_is_tried_again_after_ten_minutes(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "in", "one", is_old=True)
+    watched, clock = watch(tmp_path / "in")
+    assert end(watched, SlideState.FAILED, by_machine=True) == ["one"]
+    clock.now += 599
+    assert look(watched) == []
+    clock.now += 1
+    assert look(watched) == []  # it is seen again, and must be still
+    clock.now += 60
+    assert look(watched) == ["one"]
+
+
+def test_a_failed_slide_is_tried_again_when_it_was_away(tmp_path: Path) -> None:
+    path = put(tmp_path / "in", "one", is_old=True)
+    watched, clock = watch(tmp_path / "in")
+    assert end(watched, SlideState.FAILED) == ["one"]
+    path.rename(tmp_path / "away.tiff")
+    assert look(watched) == []
+    (tmp_path / "away.tiff").rename(path)
+    assert look(watched) == []
+    clock.now += 60
+    assert look(watched) == ["one"]
+
+
+def test_a_slide_that_was_away_when_it_failed_is_tried_again(tmp_path: Path) -> None:
+    path = put(tmp_path / "in", "one", is_old=True)
+    watched, clock = watch(tmp_path / "in")
+    slides = watched.take_still()
+    path.rename(tmp_path / "away.tiff")
+    failed = SlideOutcome("one", str(path), SlideState.FAILED, "no such file")
+    watched.note(slides, RunAccount((failed,)))
+    (tmp_path / "away.tiff").rename(path)
+    assert look(watched) == []
+    clock.now += 60
+    assert look(watched) == ["one"]
+
+
+def test_a_finished_slide_that_is_replaced_is_run_once_more(tmp_path: Path) -> None:
+    path = put(tmp_path / "in", "one", is_old=True)
+    watched, clock = watch(tmp_path / "in")
+    assert end(watched, SlideState.OK) == ["one"]
     os.utime(path, (2, 2))
+    assert look(watched) == []
+    clock.now += 60
+    assert end(watched, SlideState.FAILED) == ["one"]
     clock.now += 1000
-    assert end(watched, SlideState.OK) == []
+    assert look(watched) == []
+
+
+def test_a_slide_keeps_its_name_when_another_of_that_name_comes(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a", "one", is_old=True)
+    clock = Clock()
+    watched = Watched([tmp_path / "in"], recursive=True, clock=clock)
+    assert end(watched, SlideState.FAILED) == ["one"]
+    other = put(tmp_path / "in" / "b", "one", 1)
+    os.utime(tmp_path / "in" / "a" / "one.tiff", (2, 2))
+    look(watched)
+    clock.now += 60
+    first, second = look(watched)
+    assert (first, second[:4], len(second)) == ("one", "one-", 12)
+    other.unlink()
+    assert look(watched) == ["one"]
+
+
+def test_a_watch_that_begins_again_goes_on_with_the_names_of_its_results(tmp_path: Path) -> None:
+    first = put(tmp_path / "in" / "a", "one", is_old=True)
+    out = tmp_path / "out"
+    assert run("tile", first, "-o", out, "--mpp", 4, "--workers", 0).exit_code == 0
+    put(tmp_path / "in" / "b", "one", 1, is_old=True)
+    watched = Watched([tmp_path / "in"], recursive=True, names=read_names(out), clock=Clock())
+    assert look(watched)[0] == "one"
+    (tmp_path / "in").rename(tmp_path / "moved")
+    first.parent.parent.mkdir()
+    (tmp_path / "moved" / "a").rename(tmp_path / "in" / "c")
+    moved = Watched([tmp_path / "in"], recursive=True, names=read_names(out), clock=Clock())
+    assert look(moved) == ["one"]
+
+
+def test_a_folder_that_is_away_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched, _ = watch(tmp_path / "in")
+    look(watched)
+    for _ in range(2):
+        (tmp_path / "in").rename(tmp_path / "away")
+        look(watched)
+        look(watched)
+        (tmp_path / "away").rename(tmp_path / "in")
+        look(watched)
+    assert caplog.text.count("it is looked for again") == 2
 
 
 def test_a_folder_that_is_away_for_a_while_is_looked_for_again(tmp_path: Path) -> None:
@@ -269,11 +364,10 @@ def test_a_watch_from_its_first_slide_to_ctrl_c(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_while_a_slide_runs(number: int, model: Path, tmp_path: Path) -> None:
     put(tmp_path / "in", "one", is_old=True)
-    write_slide(tmp_path / "in" / "two.tiff", tissue(2500, 2500), mpp=4.0)
+    write_slide(tmp_path / "in" / "two.tiff", tissue(5000, 4000), mpp=4.0)
     os.utime(tmp_path / "in" / "two.tiff", OLD)
     with watching(*infer_words(tmp_path, model)) as process:
-        wait_until(lambda: (tmp_path / "out" / "one" / "manifest.json").exists())
-        time.sleep(0.5)
+        wait_until(lambda: "slide ended" in read(tmp_path / "out" / "events.jsonl"))
         process.send_signal(number)
         said, _ = process.communicate(timeout=120)
     assert (process.returncode, "1 slide: 1 ok" in said) == (0, True)

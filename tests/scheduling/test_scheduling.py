@@ -88,6 +88,34 @@ def test_locks_are_let_go_whatever_happens(pool: WorkerPool, tmp_path: Path) -> 
     assert list(tmp_path.glob("*/lock")) == []
 
 
+class Interrupting(Notes):
+    """A listener during whose first block the user ends the run."""
+
+    def block_done(self, job: int, report: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_workers_are_ended_before_locks_are_let_go(tmp_path: Path) -> None:
+    """A worker that is at work would write, and read a copy, that are another run's by then."""
+    locks: list[list[Path]] = []
+    pool = WorkerPool(PlainLoop(), window=2, end=lambda: locks.append([*tmp_path.glob("*/lock")]))
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(make_jobs(tmp_path, 2), pool, Interrupting())
+    assert [len(found) for found in locks] == [2]
+    assert list(tmp_path.glob("*/lock")) == []
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupted_run_ends_its_workers(count: int, tmp_path: Path) -> None:
+    with open_workers(Workers(count=count)) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs(make_jobs(tmp_path, 2), pool, Interrupting())
+        workers = {path.read_text() for path in tmp_path.glob("*/[0-9]")}
+        assert workers
+        assert [pid for pid in workers if Path("/proc", pid).exists()] == []
+
+
 def test_a_job_held_by_another_is_reported_and_the_rest_go_on(
     pool: WorkerPool, tmp_path: Path
 ) -> None:

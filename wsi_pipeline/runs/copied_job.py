@@ -106,9 +106,12 @@ class CopiedJob:
             return job.run_block(plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Finish the job."""
+        """Finish the job, after which its copy is not read any more."""
         with self._reading() as job:
-            return job.finish(plan, reports)
+            outcome = job.finish(plan, reports)
+        if self.folder is not None:
+            remove_copy(self.copies.place(name_copy(self.slide), "copy"), is_read=False)
+        return outcome
 
     @contextmanager
     def _reading(self) -> Iterator[InferJob | TileJob]:

@@ -175,7 +175,8 @@ class LocalCopies:
             logger.warning(said, slide.path, files.bytes / GB, self.folder, IN_PLACE)
             return False
         copying = self.place(name, "copying")
-        make_folder(copying / FILES)
+        for file in files.stamps:
+            make_folder((copying / FILES / file).parent)
         record = {"folder": str(files.folder), "files": files.stamps}
         (copying / RECORD).write_text(format_json(record))
         return True
@@ -239,10 +240,12 @@ def _missing_bytes(folder: Path) -> int:
 
 
 def _copy_file(source: Path, target: Path, space: DiskSpace) -> None:
-    """Copy one file and flush it. Raises OSError of reading, NoRoom of writing."""
+    """Copy one file and flush it. Raises OSError of reading, NoRoom of writing.
+
+    No folder is made: a worker would bring back a copy that an interrupted run has removed.
+    """
     with source.open("rb") as stream:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             copy = target.open("wb")
         except OSError as error:
             raise NoRoom(f"{target.parent}: {error.strerror}") from error
@@ -264,17 +267,18 @@ def _write(copy: BinaryIO, chunk: bytes, target: Path, space: DiskSpace) -> None
         raise NoRoom(str(error)) from error
 
 
-def remove_copy(folder: Path) -> None:
+def remove_copy(folder: Path, *, is_read: bool = True) -> None:
     """Remove a copy: rename it to `copying`, so that nothing reads it, and delete its files.
 
-    Files are truncated first, so that their space is free even while a worker has one open.
+    Files are truncated first unless a worker may still read them (`is_read`), so that their space
+    is free even while a worker has one open. A truncated file would give it wrong pixels.
     """
     match = NAME.fullmatch(folder.name)
     assert match is not None
     doomed = folder.with_name(f"{match[1]}.{secrets.token_hex(4)}.copying")
     with suppress(OSError):
         folder.rename(doomed)
-    for path in doomed.rglob("*"):
+    for path in () if is_read else doomed.rglob("*"):
         with suppress(OSError):
             if path.is_file():
                 os.truncate(path, 0)

@@ -61,6 +61,10 @@ class _Active:
     reports: list[Any] = field(default_factory=list)
 
 
+def _end_nothing() -> None:
+    """End no worker: every step ran here."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerPool:
     """Opened workers: a plain loop, or processes that were started or reached."""
@@ -68,6 +72,8 @@ class WorkerPool:
     executor: Executor
     window: int
     """Jobs under way at a time: the next slides are prepared while the first is computed."""
+    end: Callable[[], None] = _end_nothing
+    """Ends the workers, which may be at work."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on a worker, before any job, and return its result or raise its error.
@@ -94,15 +100,17 @@ def open_workers(workers: Workers) -> Iterator[WorkerPool]:
         with limited_memory(), environment(gpu_environment(workers, 0)):
             yield WorkerPool(PlainLoop(), window=1)
         return
-    if workers.is_one_process:
-        with start_lone_worker(workers) as worker:
-            yield WorkerPool(worker, window=2)
-        return
-    # Here, because Dask takes a second to import, and only a cluster needs it.
-    from wsi_pipeline.scheduling.clusters import connect
+    with ExitStack() as opened:
+        if workers.is_one_process:
+            worker = opened.enter_context(start_lone_worker(workers))
+            yield WorkerPool(worker, window=2, end=opened.close)
+            return
+        # Here, because Dask takes a second to import, and only a cluster needs it.
+        from wsi_pipeline.scheduling.clusters import connect
 
-    with connect(workers) as executor:
-        yield WorkerPool(executor, window=2 * max(executor.processes, 1))
+        executor = opened.enter_context(connect(workers))
+        window = 2 * max(executor.processes, 1)
+        yield WorkerPool(executor, window, end=opened.close)
 
 
 class KeptWorkers:
@@ -157,6 +165,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         self._jobs = jobs
         self._executor = pool.executor
         self._window = pool.window
+        self._end_workers = pool.end
         self._listener = listener
         self._active: dict[int, _Active] = {}
         self._results: dict[int, ResultT | Exception] = {}
@@ -173,6 +182,9 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
                         waiting.popleft()
                 if self._active:
                     self._advance(*self._executor.next_done())
+        except BaseException:
+            self._end_workers()  # while the locks are held, and what the workers read is there
+            raise
         finally:
             for active in self._active.values():
                 active.lock.close()
