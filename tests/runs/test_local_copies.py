@@ -327,6 +327,24 @@ def test_a_link_is_copied_as_its_file(slides: Path, tmp_path: Path) -> None:
         assert copy.stat().st_size == (slides / "one.tiff").stat().st_size
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_copy_of_many_files_stays_for_stragglers_until_the_run_ends(
+    files: int, slides: Path, tmp_path: Path
+) -> None:
+    shutil.copy(slides / "one.tiff", tmp_path / "a.mrxs")
+    if files == 2:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "Data0000.dat").write_text("data")
+    job = make_job(tmp_path / "a.mrxs", tmp_path / "stores", tmp_path / "disk")
+    copies = job.copies
+    with copies.hold(job.slide):
+        copies.fill(name_copy(job.slide), job.slide.path)
+    left = [path for path in list_left(tmp_path / "disk") if path.endswith("a.mrxs")]
+    assert len(left) == files - 1
+    copies.clean()
+    assert list_left(tmp_path / "disk") == []
+
+
 def test_room_is_free_also_where_a_worker_has_the_copy_open(slides: Path, tmp_path: Path) -> None:
     job = make_job(slides / "one.tiff", tmp_path / "stores", tmp_path / "disk")
     with ExitStack() as opened:

@@ -133,7 +133,7 @@ class LocalCopies:
             if files is None or not files.is_whole:
                 yield None
                 return
-            lock.callback(self._drop, name)
+            lock.callback(self._drop, name, has_many=len(files.stamps) > 1)
             if not self._find_again(name, files) and not self._reserve(slide, name, files):
                 yield None
                 return
@@ -147,11 +147,16 @@ class LocalCopies:
             logger.warning("%s: is not copied, for %s; %s", slide.path, why, IN_PLACE)
         return files.is_whole
 
-    def _drop(self, name: str) -> None:
-        """Remove every copy of a slide, whose lock is held."""
+    def _drop(self, name: str, has_many: bool) -> None:
+        """Remove the copies of a slide, whose lock is held, but not its whole one of many files.
+
+        Of a slide that failed, another worker may still open one of these; a success leaves none.
+        It is removed when the run ends.
+        """
         self.held.discard(name)
         for entry, _, _ in self._list(name):
-            remove_copy(entry)
+            if not has_many or entry != self.place(name, "copy"):
+                remove_copy(entry)
 
     def _find_again(self, name: str, files: SlideFiles) -> bool:
         """Take over a killed run's whole copy of the present files; return False without one."""
