@@ -52,6 +52,7 @@ def make_full_table() -> PatchTable:
     areas = np.where(tissue, 1, np.arange(width) % 7).astype(np.uint8)
     known = replace(table, quality=quality, tissue=tissue, areas=areas)
     known = replace(known, tissue_id=np.array([1, 1, 2, 0, 2], dtype=np.int32))
+    known = replace(known, role=np.array([0, 1, 0, 0, 1], dtype=np.uint8))
     return replace(known, class_names=("not tumour", "tumour"))
 
 
