@@ -168,6 +168,12 @@ def all_positions(grid: Grid) -> NDArray[np.int32]:
     return np.ascontiguousarray(row_col.reshape(2, -1).T)
 
 
+def number_positions(positions: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
+    """Return the numbers (n,) of positions (n, 2) on the grid, from 0 in raster order."""
+    row, col = positions.T.astype(np.int64)
+    return np.asarray(row * grid.cols + col)
+
+
 def macro_tile_codes(
     positions: NDArray[np.int32], per_patch: tuple[Fraction, Fraction]
 ) -> NDArray[np.uint64]:

@@ -16,6 +16,7 @@ from wsi_pipeline.core.geometry import (
     Grid,
     block_slice,
     count_blocks,
+    number_positions,
     positions_to_boxes_l0,
     read_integers,
     read_ratio,
@@ -223,8 +224,7 @@ class PatchTable:
     @property
     def numbers(self) -> NDArray[np.int64]:
         """(n,) number of each patch: that of its position on the grid, in raster order from 0."""
-        row, col = self.positions.T.astype(np.int64)
-        return np.asarray(row * self.grid.cols + col)
+        return number_positions(self.positions, self.grid)
 
     @property
     def is_counted(self) -> NDArray[np.bool_]:

@@ -15,11 +15,10 @@ from wsi_pipeline.runs.local_copies import (
     name_copy,
     remove_copy,
 )
-from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.slide_files import Stamp
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.part import is_part
-from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
+from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan, WrappedJob
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import LockHeld, hold_lock
@@ -49,7 +48,7 @@ def lend_copies(
 
 
 @dataclass
-class CopiedJob:
+class CopiedJob(WrappedJob):
     """A job that reads its slide from a copy, or where it is if there is no room for a copy."""
 
     job: InferJob | TileJob
@@ -60,21 +59,6 @@ class CopiedJob:
     """Name of the slide's own file in that folder."""
     stamp: Stamp = (0, 0)
     """Size and time of change that this file had before it was copied."""
-
-    @property
-    def slide(self) -> FoundSlide:
-        """The slide of the job."""
-        return self.job.slide
-
-    @property
-    def target(self) -> Path:
-        """Folder of the product."""
-        return self.job.target
-
-    @property
-    def patch_bytes(self) -> dict[Path, int]:
-        """Bytes per patch of the job."""
-        return self.job.patch_bytes
 
     @contextmanager
     def hold(self) -> Iterator[None]:

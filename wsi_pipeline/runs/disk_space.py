@@ -9,8 +9,7 @@ from pathlib import Path
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.options import DEFAULT_MIN_FREE
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.slides.found_slide import FoundSlide
-from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
+from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan, WrappedJob
 from wsi_pipeline.store.manifest import is_product
 
 MIN_FREE_FILES = 1_000
@@ -57,7 +56,7 @@ def find_existing(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class SpaceCheckedJob:
+class SpaceCheckedJob(WrappedJob):
     """A job that stops where disk space runs out, and whose files get the permissions asked for.
 
     Both hold in every process that runs a step of it.
@@ -66,21 +65,6 @@ class SpaceCheckedJob:
     job: SlideJob
     disk_space: DiskSpace
     umask: int
-
-    @property
-    def slide(self) -> FoundSlide:
-        """The slide of the job."""
-        return self.job.slide
-
-    @property
-    def target(self) -> Path:
-        """Folder of the product."""
-        return self.job.target
-
-    @property
-    def patch_bytes(self) -> dict[Path, int]:
-        """Bytes per patch of the job."""
-        return self.job.patch_bytes
 
     def hold(self) -> AbstractContextManager[None]:
         """Hold the locks of the job."""

@@ -129,6 +129,28 @@ class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
         """Folders that are written to → bytes per patch, 0 where they are not known beforehand."""
 
 
+class WrappedJob:
+    """A job around another one, `job`, of the same slide and product."""
+
+    __slots__ = ()
+    job: SlideJob
+
+    @property
+    def slide(self) -> FoundSlide:
+        """The slide of the job."""
+        return self.job.slide
+
+    @property
+    def target(self) -> Path:
+        """Folder of the product."""
+        return self.job.target
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Bytes per patch of the job."""
+        return self.job.patch_bytes
+
+
 def stamp_file(path: Path) -> tuple[int, int]:
     """Return the size and time of change of a file, which change when it is written to."""
     status = path.stat()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.geometry import number_positions
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import (
     PartSource,
@@ -98,7 +99,7 @@ def predict_block(
     started = time.perf_counter()
     if known is not None and isinstance(source, PartSource):
         return _predict_unknown(source, predictor, staging, table, block, known)
-    compared, numbers = find_compared_in(table, block), table.numbers[table.block_slice(block)]
+    compared = find_compared_in(table, block)
     found = _read_tiles(source, predictor, block, compared) if store is None else None
     was_read = was_stored = time.perf_counter()
     if found is None:
@@ -120,7 +121,7 @@ def predict_block(
         seconds_write=was_stored - was_read,
         fallbacks=found.fallbacks,
         predicted=len(logits),
-        compared=tuple(_compare(found, predicted, numbers[compared])),
+        compared=tuple(_compare(found, predicted, _number(table, block)[compared])),
     )
     write_prediction_block(staging, table, block, logits, asdict(report), spread)
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
@@ -140,7 +141,7 @@ def _predict_unknown(
     """
     started = time.perf_counter()
     logits, spread = known.of_block(table, block)
-    numbers = table.numbers[table.block_slice(block)]
+    numbers = _number(table, block)
     is_known = predictor.model.domain is None or known.has_distance_of(table)
     compared = np.empty(0, np.intp) if is_known else find_compared_in(table, block)
     rows = [
@@ -214,6 +215,11 @@ def _take_readable(patches: PatchBlock, compared: NDArray[np.intp]) -> _Found:
         is_compared,
         patches.fallbacks,
     )
+
+
+def _number(table: PatchTable, block: int) -> NDArray[np.int64]:
+    """Return the numbers (b,) of a block's positions on the grid."""
+    return number_positions(table.positions[table.block_slice(block)], table.grid)
 
 
 def find_compared_in(table: PatchTable, block: int) -> NDArray[np.intp]:
