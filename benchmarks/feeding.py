@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        slide = options.slide or draw(Path(folder) / "drawn.tiff")
+        slide = options.slide or draw(Path(folder) / "synthetic.tiff")
         table, _ = plan_patches(TiffReader(slide, "s"), TileConfig(spec=PatchSpec(50, 50, MPP)))
         compare(slide, table)
         decode_s = (options.milliseconds or 1000 * measure_tile(open_source(slide, table))) / 1000

@@ -203,7 +203,7 @@ def refuse(
 def check_commands(report: Report) -> None:
     """State what `wsi` does on this machine, process by process."""
     side = 3000 if report.is_rehearsal else 12_000
-    slide, model = report.work / "slides" / "drawn.tiff", report.work / "model.safetensors"
+    slide, model = report.work / "slides" / "synthetic.tiff", report.work / "model.safetensors"
     slide.parent.mkdir()
     make_slide(slide, side, side, tissue=0.4)
     made = make_random_checkpoint(SMALL if report.is_rehearsal else "idc_cnn")

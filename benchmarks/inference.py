@@ -82,7 +82,7 @@ def main() -> None:
     print(describe_machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        slide = options.slide or draw(folder / "drawn.tiff", options.side)
+        slide = options.slide or draw(folder / "synthetic.tiff", options.side)
         model = write_model(folder / "model.safetensors", options.arch)
         bench = Bench(slide, model, folder, options.cache == "cold")
         found = bench.compare(options.rounds)

@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{describe_machine()}; clock: {options.clock}")
     with tempfile.TemporaryDirectory() as folder:
-        slides = options.slides or [draw(Path(folder) / "drawn.tiff")]
+        slides = options.slides or [draw(Path(folder) / "synthetic.tiff")]
         for slide in slides:
             compare_reading(slide, options.blocks, options.threads, options.clock, Path(folder))
             if len(os.sched_getaffinity(0)) > 1:

@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # on a disk, unlike some /tmp
-        slide = options.slide or Path(folder) / "drawn.tiff"
+        slide = options.slide or Path(folder) / "synthetic.tiff"
         if options.slide is None:
             make_slide(slide, 40_000, 30_000, tissue=0.72)
         compare_whole(slide, options.command or ["wsi tile"], options.turns, Path(folder))
