@@ -26,7 +26,7 @@ def address(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield url
 
 
-OPERATIONS = 33
+OPERATIONS = 35
 """What the REST endpoint offers; a new one must not slip through untested."""
 
 
