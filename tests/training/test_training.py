@@ -362,12 +362,15 @@ def quiet_runs(
             sampling="class",
             stop_on="auroc",
         ),
-        replace(
-            QUICK,
-            network=NetworkOptions(dropout=0.3),
-            augmentation=Augmentation(affine=1, hed=0.1),
-            cache="stores",
-            precision="bf16",
+        pytest.param(
+            replace(
+                QUICK,
+                network=NetworkOptions(dropout=0.3),
+                augmentation=Augmentation(affine=1, hed=0.1),
+                cache="stores",
+                precision="bf16",
+            ),
+            marks=pytest.mark.system,  # a CPU without bf16 units takes 20 s for it
         ),
     ],
     ids=["plain", "averaged", "from the stores"],
