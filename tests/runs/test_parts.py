@@ -136,6 +136,7 @@ def test_the_same_seed_draws_the_same_patches_and_another_others(
     assert not np.array_equal(drawn[0], drawn[2])
 
 
+@pytest.mark.system
 def test_the_whole_run_goes_on_from_an_estimate_and_computes_nothing_twice(
     slide: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import write_png
@@ -71,6 +71,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return written
 
 
+@settings(max_examples=40)
 @given(
     tile=st.sampled_from([16, 48, 128, 240, 512]),
     side=st.integers(1, 260),
