@@ -259,6 +259,15 @@ def test_a_sample_of_stores_is_refused(plain: Path, tmp_path: Path) -> None:
     assert "these are patch stores, which are read whole" in " ".join(done.output.split())
 
 
+def test_a_format_that_needs_the_whole_slide_is_refused_by_name(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    words = ("--model", plain, "--out", tmp_path / "out", *PLAIN, "--workers", 0, *SAMPLE)
+    done = run("infer", slide, *words, "--outputs", "png,geojson")
+    assert done.exit_code != 0
+    assert "--outputs geojson: needs the whole slide" in " ".join(done.output.split())
+
+
 def test_a_sample_is_not_kept_as_a_store(slide: Path, plain: Path, tmp_path: Path) -> None:
     words = ("--model", plain, "--out", tmp_path / "out", *QUICK, *SAMPLE)
     done = run("infer", slide, *words, "--keep-patches", tmp_path / "stores")

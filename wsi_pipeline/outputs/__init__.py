@@ -47,8 +47,6 @@ WRITERS: dict[str, Writer] = {
 
 ALWAYS = "summary"
 """Without it a slide's folder does not count."""
-
-
 OF_ESTIMATES = frozenset({ALWAYS, "heatmap", "overlay", "report", "parquet"})
 """Formats that an estimate may have: each says that it is one."""
 
@@ -111,6 +109,16 @@ def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
 
         check_installed()
     return tuple(name for name in WRITERS if name in chosen)
+
+
+def check_estimate(options: OutputOptions) -> None:
+    """Raise ConfigError where a format is named that no estimate has; groups may hold some."""
+    for name in (name.strip() for name in options.outputs.split(",")):
+        if name in WRITERS and name not in OF_ESTIMATES:
+            raise ConfigError(
+                f"--outputs {name}: needs the whole slide, and --sample makes an estimate; leave"
+                " one of them out"
+            )
 
 
 def read_view(options: OutputOptions) -> View:

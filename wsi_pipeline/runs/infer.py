@@ -29,7 +29,7 @@ from wsi_pipeline.models.choice import (
     read_terms,
 )
 from wsi_pipeline.models.loading import read_model
-from wsi_pipeline.outputs import read_view
+from wsi_pipeline.outputs import check_estimate, read_view
 from wsi_pipeline.outputs.run_files import (
     read_finished,
     write_failures_csv,
@@ -276,6 +276,8 @@ def make_jobs(
             " --keep-patches out"
         )
     sampling = None if options.sample is None else Sampling(options.sample, options.seed)
+    if sampling:
+        check_estimate(options)
     if sampling and any(slide.is_store for slide in slides):
         raise ConfigError(
             "--sample reads a part of slides, and these are patch stores, which are read whole;"

@@ -1,4 +1,4 @@
-"""What is asked of a slide, where its patches come from, and whether the results are there.
+"""The request for a slide's predictions: settings, source of the patches, and present results.
 
 `InferRequest` holds the settings, opens the source of the patches (the slide, whole or in part, or
 its patch store) and compares recipes with the product that exists. `InferJob` in `infer.py` adds
