@@ -26,12 +26,14 @@ PYTHON_PAGES = {
     "Slides and stores": (
         "core.geometry",
         "core.slide",
+        "core.patch_table",
         "slides",
         "stages.tile",
         "stages.tile_config",
         "slides.tissue",
         "store.patches",
         "store.predictions",
+        "store.slide_results",
     ),
     "Training": (
         "core.training_options",

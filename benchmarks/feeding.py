@@ -27,7 +27,7 @@ from tiling import describe_machine
 
 from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.geometry import PatchSpec, count_blocks
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.models.device_queue import Cuda, DeviceQueue, Slot
 from wsi_pipeline.models.gathering import cut_patches
 from wsi_pipeline.slides import jpeg_tiles

@@ -27,7 +27,7 @@ from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.models.opening import make_random_checkpoint, open_predictor
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 GIB = 1024**3
 SMALL, LARGE = "wide_resnet_10_1", "wide_resnet_16_8"

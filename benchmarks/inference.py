@@ -59,7 +59,7 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.tile import plan_patches
 from wsi_pipeline.stages.tile_config import TileConfig
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 MPP = 0.25
 NULL_BLOCKS = 400

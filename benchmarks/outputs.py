@@ -32,7 +32,8 @@ from scipy.ndimage import gaussian_filter
 from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.core.choices import OUTPUT_GROUPS, PREDICTIONS
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
-from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.core.patch_table import PatchTable
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.outputs import WRITERS, View
 from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.outputs.result import SlideResult

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from slide_maker import make_slide
 
 from wsi_pipeline.core.geometry import PatchSpec, block_slice, count_blocks
-from wsi_pipeline.core.slide import PatchBlock, PatchTable
+from wsi_pipeline.core.patch_table import PatchBlock, PatchTable
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader

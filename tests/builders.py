@@ -15,7 +15,8 @@ from PIL import Image
 from wsi_pipeline.core.calibration import Calibration, ModelTerms
 from wsi_pipeline.core.choices import FOLD, FOLDS_JSON, FOLDS_SUMMARY, MANIFEST, MODEL_FILE
 from wsi_pipeline.core.geometry import Grid, PatchSpec
-from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.core.patch_table import PatchBlock, PatchTable
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from tests.builders import tissue, write_model, write_probabilities, write_slide
 from tests.commands import HERE, infer
 from wsi_pipeline.core.choices import PREDICTIONS
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs import View
 from wsi_pipeline.serve.server import base_url, bind, configure
 from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import RESULT_KIND, prepare_predictions
+from wsi_pipeline.store.predictions import prepare_predictions
+from wsi_pipeline.store.slide_results import RESULT_KIND
 
 TOKEN = "token-of-the-tests"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
@@ -106,8 +107,9 @@ def replace_probabilities(
     from wsi_pipeline.outputs.result import SlideResult
     from wsi_pipeline.outputs.summarise import summarise
     from wsi_pipeline.outputs.summary_json import write_summary
-    from wsi_pipeline.store.predictions import Predictions, open_result
+    from wsi_pipeline.store.predictions import Predictions
     from wsi_pipeline.store.predictions import write_probabilities as write_shown
+    from wsi_pipeline.store.slide_results import open_result
 
     old = open_result(results / slide_id)
     positions = np.argwhere(~np.isnan(probability)).astype(np.int32)

@@ -7,7 +7,7 @@ import numpy as np
 from tests.builders import make_table, write_probabilities
 from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs import View
 from wsi_pipeline.stages.aggregate import publish
 from wsi_pipeline.store.commit import Staging

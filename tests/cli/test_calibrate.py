@@ -16,7 +16,8 @@ from wsi_pipeline.counting.review_file import review_path, write_review
 from wsi_pipeline.outputs import View
 from wsi_pipeline.stages.aggregate import publish
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import open_result, prepare_predictions
+from wsi_pipeline.store.predictions import prepare_predictions
+from wsi_pipeline.store.slide_results import open_result
 
 SIDE = 20
 CARD = {"digest": "d" * 64, "class_names": ["normal", "tumour"]}

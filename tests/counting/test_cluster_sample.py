@@ -18,7 +18,7 @@ from wsi_pipeline.counting.cluster_sample import (
     draw_clusters,
     estimate_share,
 )
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 SLIDES = ("idc_8863_mosaic", "idc_8865_mosaic")
 NO_POSITIVES_HIGH = 0.6166

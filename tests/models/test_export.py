@@ -34,7 +34,7 @@ from wsi_pipeline.stages import export_model as exporting
 from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import find_damage
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 ONNX = pytest.param("onnx", marks=pytest.mark.system)
 

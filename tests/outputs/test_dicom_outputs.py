@@ -16,7 +16,7 @@ from tests.builders import folder_bytes, make_table
 from tests.written_results import CELLS, write_result
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.slides import open_slide

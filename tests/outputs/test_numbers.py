@@ -33,7 +33,7 @@ from wsi_pipeline.core.json_io import format_json, parse_json
 from wsi_pipeline.models.model import SelfTest, compute_reference
 from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.outputs.run_files import read_finished, write_slides_tables
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 PURPLE, PINK = (90, 40, 110), (225, 120, 190)
 """Tissue below and above the middle of red."""

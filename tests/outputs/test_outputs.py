@@ -12,7 +12,7 @@ from PIL import Image
 from tests.builders import make_patches, make_table, write_probabilities
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.run_files import (

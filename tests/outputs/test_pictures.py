@@ -12,7 +12,8 @@ from tests.builders import make_table, paint
 from tests.outputs.test_outputs import CASES, PICTURES, make_result
 from wsi_pipeline.core.choices import COLORMAPS, EVERYTHING, POSITIVE_ONLY
 from wsi_pipeline.core.geometry import Grid, PatchSpec
-from wsi_pipeline.core.slide import PatchTable, Thumbnail
+from wsi_pipeline.core.patch_table import PatchTable
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.outputs.canvas import (
     SMALL,
     ColorBar,
@@ -42,7 +43,7 @@ from wsi_pipeline.outputs.map_image import (
     place_on_image,
 )
 from wsi_pipeline.outputs.previews import COLORS, write_label_preview
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 FACE = Face(15)
 NAN = float("nan")

@@ -13,7 +13,8 @@ import shapely
 
 from tests.builders import make_store, make_table, paint
 from tests.written_results import write_result
-from wsi_pipeline.core.slide import PatchTable, Thumbnail
+from wsi_pipeline.core.patch_table import PatchTable
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.outputs import View
 from wsi_pipeline.serve.catalogue import Catalogue
 from wsi_pipeline.serve.result_reader import ResultReader

@@ -34,7 +34,7 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import SlidePlan
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 SIDE = 22
 

@@ -26,7 +26,7 @@ from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.results import open_results
 from wsi_pipeline.stages.aggregate import aggregate_results
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 SHOWN = View(choose_formats(["parquet", "spread", "summary"]))
 SPREAD = (14 / 3) ** 0.5

@@ -20,8 +20,8 @@ from tests.commands import PLAIN, infer, plain_options, run
 from wsi_pipeline.core.choices import EVENTS_JSONL, RUN_JSON
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import InferOptions
+from wsi_pipeline.core.patch_table import PatchBlock
 from wsi_pipeline.core.progress import describe_duration
-from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.evaluation.page import read_sources
 from wsi_pipeline.models.choice import EngineRequest, Gpu
 from wsi_pipeline.models.opening import resolve_engine

@@ -32,7 +32,8 @@ from wsi_pipeline.slides.tiff_tiles import decode_tile
 from wsi_pipeline.stages import infer as stage
 from wsi_pipeline.stages.predict import predict_block
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import Predictions, open_result
+from wsi_pipeline.store.predictions import Predictions
+from wsi_pipeline.store.slide_results import open_result
 
 QUICK = (*PLAIN, "--outputs", "summary", "--workers", 0)
 ONE_PATCH_UM = 25.0

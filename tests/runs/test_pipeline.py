@@ -40,7 +40,7 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 PICTURES = View(choose_formats(["csv", "heatmap", "summary"]))
 OUTPUTS = ("--outputs", "csv,heatmap,summary")

@@ -8,7 +8,8 @@ import pytest
 
 from tests.builders import folder_bytes
 from tests.commands import run
-from wsi_pipeline.store.predictions import Predictions, open_result
+from wsi_pipeline.store.predictions import Predictions
+from wsi_pipeline.store.slide_results import open_result
 
 pytestmark = pytest.mark.system
 

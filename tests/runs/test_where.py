@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tests.builders import make_checkpoint, paint, tissue, write_model, write_png, write_slide
 from tests.commands import PLAIN, run
-from wsi_pipeline.store.predictions import Predictions, open_result
+from wsi_pipeline.store.predictions import Predictions
+from wsi_pipeline.store.slide_results import open_result
 
 QUICK = (*PLAIN, "--outputs", "summary", "--workers", 0)
 ASAP = """<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="None">

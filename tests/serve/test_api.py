@@ -60,7 +60,7 @@ from wsi_pipeline.slides.images import encode_png
 from wsi_pipeline.stages.aggregate import aggregate_slide
 from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.stages.tile_config import TileConfig
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 LIMITS = Limits(
     upload_bytes=300_000,

@@ -40,7 +40,7 @@ from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import ServeSettings
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 pytestmark = IN_BROWSER
 

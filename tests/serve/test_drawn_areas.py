@@ -23,7 +23,7 @@ from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.serve import catalogue, job_queue
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import Limits, ServeSettings
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 FOUR = box(400, 100, 500, 200)
 """On bare glass: rows 2 and 3, columns 8 and 9 of the patches of 50 px."""

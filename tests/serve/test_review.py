@@ -26,7 +26,7 @@ from tests.served import (
 from wsi_pipeline.counting.review_file import read_estimate, read_review, review_path
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import find_results, open_result
+from wsi_pipeline.store.slide_results import find_results, open_result
 
 ONE = "/api/v1/reviews/r0/one"
 

@@ -20,7 +20,7 @@ from tests.slides.test_tiff_reader import (
 )
 from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
-from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.core.patch_table import TiledBlock
 from wsi_pipeline.models.gathering import cut_patches
 from wsi_pipeline.slides import open_slide, tiff_reader
 from wsi_pipeline.slides.base import SlideReader

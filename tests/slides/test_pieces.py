@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.builders import make_table, paint
-from wsi_pipeline.core.slide import PatchTable, Thumbnail
+from wsi_pipeline.core.patch_table import PatchTable
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.slides.pieces import find_pieces, number_pieces, number_tissue
 
 PIXEL_UM = 10.0

@@ -29,7 +29,7 @@ from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 TABLES = View(("summary", "csv", "geojson"))
 AT_08 = replace(TABLES, aggregation=Aggregation(threshold=0.8))

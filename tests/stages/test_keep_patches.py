@@ -30,7 +30,7 @@ from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 WITH_TABLE = View(choose_formats(["csv", "gallery", "summary"]))
 SIDE = 25

@@ -19,7 +19,7 @@ from wsi_pipeline.outputs.results import open_results
 from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.stages.aggregate import aggregate_results
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 VIEW = View(("summary", "csv"))
 

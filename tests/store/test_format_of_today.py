@@ -31,7 +31,7 @@ from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.stages.relabel import relabel_store
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 CELLS, LABELS, PROBABILITY = [[0, 0], [0, 1], [1, 1]], [1, 0, -1], [0.75, 0.25, math.nan]
 PIXELS = np.arange(3 * 50 * 50 * 3, dtype=np.uint32).reshape(3, 50, 50, 3).astype(np.uint8)

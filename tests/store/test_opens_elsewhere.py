@@ -22,7 +22,7 @@ from tests.builders import make_patches, make_store, make_table
 from tests.strangers import edit_json, put_values, vouch
 from tests.written_results import write_result
 from wsi_pipeline.core.choices import PREDICTIONS, ZARR_JSON
-from wsi_pipeline.core.slide import PatchQuality, PatchTable
+from wsi_pipeline.core.patch_table import PatchQuality, PatchTable
 from wsi_pipeline.outputs import View
 from wsi_pipeline.store.arrays import MEANINGS
 from wsi_pipeline.store.codecs import PixelCodec

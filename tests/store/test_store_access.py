@@ -16,7 +16,7 @@ from tests.builders import folder_bytes, make_patches, make_store, make_table
 from tests.commands import run
 from tests.strangers import edit_json, vouch
 from wsi_pipeline.core.errors import ConfigError, StoreError
-from wsi_pipeline.core.slide import PatchBlock
+from wsi_pipeline.core.patch_table import PatchBlock
 from wsi_pipeline.stages.export_patches import export_png, export_stores, export_webdataset
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging

@@ -16,17 +16,17 @@ from tests.strangers import vouch
 from wsi_pipeline.core.calibration import Calibration, ModelTerms
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, find_stores
 from wsi_pipeline.store.predictions import (
     Predictions,
-    find_results,
     has_logits,
     prepare_predictions,
     write_prediction_block,
     write_probabilities,
 )
+from wsi_pipeline.store.slide_results import find_results
 from wsi_pipeline.store.zarr_io import read_rows, write_rows
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]

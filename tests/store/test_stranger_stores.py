@@ -24,7 +24,7 @@ from tests.written_results import write_result
 from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.slide import PatchBlock, PatchTable
+from wsi_pipeline.core.patch_table import PatchBlock, PatchTable
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.codecs import PixelCodec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
@@ -36,13 +36,9 @@ from wsi_pipeline.store.patches import (
     prepare_patch_store,
     write_patch_block,
 )
-from wsi_pipeline.store.predictions import (
-    RESULT_KIND,
-    Predictions,
-    open_result,
-    prepare_predictions,
-)
+from wsi_pipeline.store.predictions import Predictions, prepare_predictions
 from wsi_pipeline.store.predictions import write_probabilities as write_shown
+from wsi_pipeline.store.slide_results import RESULT_KIND, open_result
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]
 MEMORY_LIMIT_MB = 300

@@ -22,19 +22,15 @@ from wsi_pipeline.core.calibration import (
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import Grid, all_positions
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import Matches, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.card import hash_patient
 from wsi_pipeline.outputs.heatmap import Aggregation, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.run_files import read_finished
-from wsi_pipeline.store.predictions import (
-    Predictions,
-    find_results,
-    open_result,
-    refuse_estimates,
-)
+from wsi_pipeline.store.predictions import Predictions
+from wsi_pipeline.store.slide_results import find_results, open_result, refuse_estimates
 from wsi_pipeline.training.evaluate import Compared, compare
 from wsi_pipeline.training.metrics import Floats, Labels, Names
 

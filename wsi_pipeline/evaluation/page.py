@@ -15,7 +15,7 @@ from wsi_pipeline.core.choices import RUN_JSON
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.limits import limited_memory
-from wsi_pipeline.core.slide import PatchBlock, PatchTable
+from wsi_pipeline.core.patch_table import PatchBlock, PatchTable
 from wsi_pipeline.evaluation.groups import Grouped
 from wsi_pipeline.evaluation.labelled import LabelledResults, pool_slides
 from wsi_pipeline.models.loading import describe_terms

@@ -19,7 +19,7 @@ import shapely
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.json_io import parse_exported_json
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, read_text
 from wsi_pipeline.labels.rules import NEGATIVE, POSITIVE
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from wsi_pipeline.core.buffers import PixelBuffers, allocate
 from wsi_pipeline.core.choices import FP32
 from wsi_pipeline.core.errors import EnvironmentFault, GpuLost, gpu_fault, memory_fault, one_line
-from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.core.patch_table import TiledBlock
 from wsi_pipeline.models.batch_sizes import (
     GPU_FIXED_BATCH,
     LEAST_S,

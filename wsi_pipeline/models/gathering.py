@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.core.patch_table import TiledBlock
 
 
 class TiledPatches(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from wsi_pipeline.core.choices import FP32
 from wsi_pipeline.core.errors import memory_fault
 from wsi_pipeline.core.limits import available_cores
-from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.core.patch_table import TiledBlock
 from wsi_pipeline.models.batch_sizes import choose_cpu_batch
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.engines import ENGINES

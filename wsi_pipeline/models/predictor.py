@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.core.patch_table import TiledBlock
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device_run import DeviceRun
 from wsi_pipeline.models.gathering import cut_patches

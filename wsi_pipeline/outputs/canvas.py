@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs.lettering import Face, measure_text, set_text, wrap_text
 from wsi_pipeline.outputs.map_image import Frame, color_pixels
 from wsi_pipeline.slides.images import pack_png

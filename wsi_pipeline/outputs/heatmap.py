@@ -18,7 +18,7 @@ from wsi_pipeline.core.calibration import (
 )
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.counting.context import average_context, find_reach
 from wsi_pipeline.counting.interval import conformal_radius, predict_error
 from wsi_pipeline.counting.site import SiteCalibration

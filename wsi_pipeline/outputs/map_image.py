@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs.colormaps import colour_table
 from wsi_pipeline.outputs.heatmap import find_positive
 from wsi_pipeline.outputs.regions import grid_lines

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import AREAS
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs.canvas import (
     Key,
     compose,

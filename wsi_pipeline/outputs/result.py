@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import COLORMAPS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 

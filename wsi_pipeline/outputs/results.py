@@ -26,7 +26,8 @@ from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.run_files import read_finished, tabulate_slides
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
-from wsi_pipeline.store.predictions import Predictions, find_results, open_result
+from wsi_pipeline.store.predictions import Predictions
+from wsi_pipeline.store.slide_results import find_results, open_result
 
 MAX_ROWS = 50
 """Of a table in a notebook."""

@@ -42,7 +42,7 @@ from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG, SPRE
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import is_product, read_manifest
-from wsi_pipeline.store.predictions import find_results
+from wsi_pipeline.store.slide_results import find_results
 
 if TYPE_CHECKING:
     import pyarrow as pa

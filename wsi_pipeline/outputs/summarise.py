@@ -16,7 +16,7 @@ from wsi_pipeline.core.outcome import (
     find_unlike,
     state_of,
 )
-from wsi_pipeline.core.slide import PatchTable, SampleDesign
+from wsi_pipeline.core.patch_table import PatchTable, SampleDesign
 from wsi_pipeline.counting.cluster_sample import estimate_share, number_clusters
 from wsi_pipeline.counting.interval import spread_share
 from wsi_pipeline.outputs.heatmap import (

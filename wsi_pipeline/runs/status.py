@@ -24,7 +24,8 @@ from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import read_owner
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
-from wsi_pipeline.store.predictions import LOGIT, RESULT_KIND, find_results
+from wsi_pipeline.store.predictions import LOGIT
+from wsi_pipeline.store.slide_results import RESULT_KIND, find_results
 from wsi_pipeline.store.zarr_io import open_array
 
 OWNER = re.compile(r"process (\d+) on (.+)")

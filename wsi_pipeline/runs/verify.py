@@ -17,7 +17,7 @@ from wsi_pipeline.core.choices import (
 from wsi_pipeline.core.errors import StoreError, WsiError
 from wsi_pipeline.models.card import read_card
 from wsi_pipeline.store.manifest import Manifest, find_faults, is_product, read_claims
-from wsi_pipeline.store.predictions import list_named
+from wsi_pipeline.store.slide_results import list_named
 
 CHECKPOINT_SUFFIX = ".safetensors"
 MARKER_FILES = (PREDICTIONS, SUMMARY_JSON, ZARR_JSON, HISTORY_CSV)

@@ -25,7 +25,7 @@ from wsi_pipeline.runs.events import list_logs, read_events
 from wsi_pipeline.runs.status import LiveRun, read_live
 from wsi_pipeline.slides.selection import list_slides
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.predictions import find_results
+from wsi_pipeline.store.slide_results import find_results
 from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0

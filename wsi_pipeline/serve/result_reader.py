@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.outputs.tissue import OutlinedPieces, TissuePiece, count_pieces, outline_pieces
 from wsi_pipeline.serve.catalogue import Result, read_model
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 DAMAGED = "the results are damaged; infer the slide again"
 KEPT_RESULTS = 16

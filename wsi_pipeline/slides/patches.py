@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
-from wsi_pipeline.core.slide import PatchBlock, SlideInfo, TiledBlock
+from wsi_pipeline.core.patch_table import PatchBlock, TiledBlock
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.slides.base import Box, Boxes, Level, SlideReader, choose_level
 from wsi_pipeline.slides.scaling import ScaledView
 

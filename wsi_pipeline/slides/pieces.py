@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 
 JOIN_UM = 100.0
 """Side of a cell: most cracks in a section are narrower, spots of a microarray further apart."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import QUALITY_FLAGS
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import Grid, downsample_between, positions_to_boxes_l0
-from wsi_pipeline.core.slide import PatchQuality, Thumbnail
+from wsi_pipeline.core.patch_table import PatchQuality
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.tissue import STRIP_PX, look_up, saturation_table, tissue_fraction

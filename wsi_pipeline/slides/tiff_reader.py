@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import SlideError
-from wsi_pipeline.core.slide import TiledBlock
+from wsi_pipeline.core.patch_table import TiledBlock
 from wsi_pipeline.slides.base import (
     Box,
     Boxes,

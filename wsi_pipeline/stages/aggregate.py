@@ -50,14 +50,8 @@ from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import (
-    RESULT_KIND,
-    Predictions,
-    find_results,
-    open_result,
-    update_predictions,
-    write_probabilities,
-)
+from wsi_pipeline.store.predictions import Predictions, update_predictions, write_probabilities
+from wsi_pipeline.store.slide_results import RESULT_KIND, find_results, open_result
 
 ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
 """Pixels (n, side, side, 3) of patches by their index in the predictions."""

@@ -14,7 +14,7 @@ from wsi_pipeline.core.choices import DRAWN, PREDICTIONS
 from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.core.slide import PatchSource, PatchTable
+from wsi_pipeline.core.patch_table import PatchSource, PatchTable
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.stages.aggregate import (
     choose_samples,
@@ -56,11 +56,8 @@ from wsi_pipeline.store.commit import (
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import (
-    Predictions,
-    has_logits,
-    open_result,
-)
+from wsi_pipeline.store.predictions import Predictions, has_logits
+from wsi_pipeline.store.slide_results import open_result
 
 if TYPE_CHECKING:
     from wsi_pipeline.models.predictor import Predictor

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsi_pipeline.core.errors import LabelError, StoreError
-from wsi_pipeline.core.slide import PatchTable, SlideInfo
+from wsi_pipeline.core.patch_table import PatchTable
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.models.card import ModelFacts
 from wsi_pipeline.models.choice import ModelChoice
 from wsi_pipeline.models.loading import read_unchanged
@@ -42,7 +43,8 @@ from wsi_pipeline.stages.tile_config import TileConfig, settle, tile_recipe
 from wsi_pipeline.store.commit import LookFor, Staging, without_view
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import RESULT_KIND, SAMPLE, is_estimate, open_result
+from wsi_pipeline.store.predictions import SAMPLE, is_estimate
+from wsi_pipeline.store.slide_results import RESULT_KIND, open_result
 
 
 def describe_engine(entry: Mapping[str, Any]) -> str:

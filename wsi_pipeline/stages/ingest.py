@@ -16,8 +16,9 @@ from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, choose_block_size
 from wsi_pipeline.core.outcome import SlideOutcome
+from wsi_pipeline.core.patch_table import PatchBlock, PatchTable
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.images import read_rgb, read_size
 from wsi_pipeline.stages.ingest_layouts import (

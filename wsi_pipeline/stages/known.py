@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import Distance
-from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.core.patch_table import PatchTable
 from wsi_pipeline.outputs.heatmap import place_on_grid
 from wsi_pipeline.stages.part import find_compared
 from wsi_pipeline.store.manifest import is_product, read_manifest
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.slide_results import open_result
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import DRAWN, PREDICTIONS, ROLES
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, order_by_macro_tile
+from wsi_pipeline.core.patch_table import PatchQuality, PatchTable, SampleDesign
 from wsi_pipeline.core.recipe import file_sha256
-from wsi_pipeline.core.slide import PatchQuality, PatchTable, SampleDesign, SlideInfo
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.counting.cluster_sample import draw_clusters
 from wsi_pipeline.counting.context import add_context, find_reach
 from wsi_pipeline.labels.tissue_mask import TissueMask

@@ -16,7 +16,8 @@ import numpy as np
 from wsi_pipeline.core.choices import AUTO, MASK_SUFFIX, PREDICTIONS, ROLES, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
-from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.core.patch_table import PatchSource, PatchTable
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_found
 from wsi_pipeline.slides.base import UserScale

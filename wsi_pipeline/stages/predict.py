@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import number_positions
-from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.core.slide import (
+from wsi_pipeline.core.patch_table import (
     PartSource,
     PatchBlock,
     PatchSource,
@@ -23,6 +22,7 @@ from wsi_pipeline.core.slide import (
     TiledBlock,
     TileSource,
 )
+from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.models.card import STAIN_MEASURES, ModelFacts
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.stains import measure_stains

@@ -26,13 +26,9 @@ from wsi_pipeline.core.geometry import (
     positions_to_boxes_l0,
 )
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
+from wsi_pipeline.core.patch_table import PatchSource, PatchTable
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.core.slide import (
-    PatchSource,
-    PatchTable,
-    SlideInfo,
-    Thumbnail,
-)
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.labels import describe_labels, label_patches
 from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, StoreError, damage_error
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
-from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
+from wsi_pipeline.core.patch_table import PatchBlock, PatchTable
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.store.arrays import MEANINGS
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import AREAS, ROLES, ZARR_JSON
 from wsi_pipeline.core.errors import DAMAGES, MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
-from wsi_pipeline.core.slide import PatchQuality, PatchTable
+from wsi_pipeline.core.patch_table import PatchQuality, PatchTable
 from wsi_pipeline.store.arrays import find_meaning
 from wsi_pipeline.store.manifest import Manifest, check_files
 from wsi_pipeline.store.zarr_io import (
