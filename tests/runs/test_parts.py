@@ -25,6 +25,7 @@ from tests.commands import PLAIN, plain_options, run, spawn
 from wsi_pipeline.core.calibration import ModelTerms, Terms
 from wsi_pipeline.core.outcome import SlideOutcome, describe_interval
 from wsi_pipeline.outputs.results import Slide, open_results
+from wsi_pipeline.runs.dry_run import preview_run
 from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.slides import tiff_reader
 from wsi_pipeline.slides.selection import find_slides
@@ -251,6 +252,23 @@ def test_another_threshold_counts_the_sample_anew(slide: Path, plain: Path, tmp_
     assert run("aggregate", tmp_path / "out", "--threshold", 0).exit_code == 0
     found = read_summary(tmp_path / "out")
     assert (found["positives"], found["positives_estimate"]) == (20, 900)
+
+
+def test_aggregation_says_what_an_estimate_cannot_have(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(slide, plain, tmp_path / "out", *SAMPLE)
+    done = run("aggregate", tmp_path / "out", "--outputs", "geojson,heatmap")
+    assert "without geojson, which need the whole slide" in " ".join(done.output.split())
+
+
+def test_a_dry_run_counts_the_patches_that_an_estimate_lacks(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(slide, plain, tmp_path / "out", *SAMPLE)
+    options = plain_options()
+    preview = preview_run(find_slides([slide]), plain, tmp_path / "out", options)
+    assert [(each.patches, each.missing_patches) for each in preview.slides] == [(900, 880)]
 
 
 def test_a_sample_of_stores_is_refused(plain: Path, tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ class View:
             return self
         return replace(self, formats=tuple(name for name in self.formats if name in OF_ESTIMATES))
 
+    def describe_left_out(self, recipe: Mapping[str, Any]) -> str:
+        """Return which formats `fit` leaves out, to be added to a slide's line; "" for none."""
+        kept = self.fit(recipe).formats
+        names = ", ".join(name for name in self.formats if name not in kept)
+        return names and f"; without {names}, which need the whole slide"
+
     def at_site(self, site: SiteCalibration | None) -> "View":
         """Return the view with a site's calibration, or without one."""
         return replace(self, aggregation=replace(self.aggregation, site=site))

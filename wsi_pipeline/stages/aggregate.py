@@ -6,6 +6,7 @@ Also rebuilds them for every finished slide, without model or slide.
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,9 @@ def aggregate_slide(folder: Path, target: Path, view: View, *, force: bool = Fal
     try:
         with hold_lock(target):
             is_new = _aggregate(folder, target, view, force)
-        return describe_result(folder.name, folder, target, is_resumed_whole=not is_new)
+        outcome = describe_result(folder.name, folder, target, is_resumed_whole=not is_new)
+        left_out = view.describe_left_out(read_manifest(target).recipe)
+        return replace(outcome, message=outcome.message + left_out)
     except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's outcome, its neighbours go on
         return describe_failure(folder.name, str(folder), error)
 

@@ -224,6 +224,9 @@ class InferJob(InferRequest):
                 table = source.choose_patches()
                 check_table(table, model)
             found = SlidePreview.of_started(self.slide, table, done, model.is_ensemble)
+            if known := self._find_known(staging.recipe):
+                missing = known.count_missing(table, done)
+                found = replace(found, missing_patches=missing)
             return self._note_maker(found, source)
 
     def _note_maker(self, preview: SlidePreview, source: Source) -> SlidePreview:
@@ -248,13 +251,13 @@ class InferJob(InferRequest):
         if to_store is not None and block in plan.stored_only:
             return store_block(source, staged_table(to_store.product), to_store, block)
         table = staged_table(plan.staging.product / PREDICTIONS)
-        known = self._find_known(plan)
+        known = self._find_known(plan.staging.recipe)
         return predict_block(source, self._load(), plan.staging, table, block, to_store, known)
 
-    def _find_known(self, plan: SlidePlan) -> Known | None:
+    def _find_known(self, recipe: Mapping[str, Any]) -> Known | None:
         """Return what the finished product tells of the patches; nothing where it is replaced."""
         is_new = self.force or self.is_store or self.keep is not None
-        return None if is_new else find_known(self.target, plan.staging.recipe)
+        return None if is_new else find_known(self.target, recipe)
 
     def _open_patches(self, plan: SlidePlan) -> PatchSource:
         if self.is_store:
@@ -291,7 +294,8 @@ class InferJob(InferRequest):
             plan.refuse_changed(self.slide.path)
             plan.refuse_unreadable(self.slide.path)
             plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
-            close_predictions(plan.staging, self._load().model, self._find_known(plan))
+            known = self._find_known(plan.staging.recipe)
+            close_predictions(plan.staging, self._load().model, known)
         view = self.view
         if plan.is_predicted:
             view = view.keep(read_manifest(self.target).recipe)

@@ -5,7 +5,7 @@ grid and by the same model and engine, only the patches without a logit are comp
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,11 @@ class Known(NamedTuple):
         """Return logits and spreads of one block, (b,) each."""
         place = tuple(table.positions[table.block_slice(block)].T)
         return self.logit[place], None if self.spread is None else self.spread[place]
+
+    def count_missing(self, table: PatchTable, done: Collection[int]) -> int:
+        """Return the number of patches in blocks that are not `done` whose logit is not known."""
+        blocks = (block for block in range(table.blocks) if block not in done)
+        return sum(int(np.isnan(self.of_block(table, block)[0]).sum()) for block in blocks)
 
     def has_distance_of(self, table: PatchTable) -> bool:
         """Return True where `distance` was measured on the same patches that `table` compares."""
