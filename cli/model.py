@@ -10,6 +10,7 @@ from wsi_pipeline.core.options import ExternalModelOptions
 
 from .main import leave, printable
 from .options import options_of
+from .run_file import ConfigCommand
 
 
 @click.group()
@@ -32,7 +33,7 @@ def list_models() -> None:
         )
 
 
-@model.command()
+@model.command(cls=ConfigCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds."
@@ -51,7 +52,7 @@ def info(model: Path, is_json: bool) -> None:
         click.echo(f"  {printable(name):<24} {printable(text)}")
 
 
-@model.command()
+@model.command(cls=ConfigCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @options_of(ExternalModelOptions)
 @click.option(

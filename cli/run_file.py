@@ -13,12 +13,13 @@ import click as plain_click
 import rich_click as click
 from click.core import ParameterSource
 
+from wsi_pipeline.core.choices import RUN_FILE
+
 MAX_BYTES = 1024**2
 WIDTH = 100
 COMPLETE = (0, 3)
 """Exit codes of commands that wrote their product; 3: some slides failed."""
 CONFIG, PRINT_CONFIG = "config", "print_config"
-RUN_FILE = "run.yaml"
 UNSET = ("", "null", "~")
 """Values of settings that are not set, as YAML writes them without quotes."""
 NULL = ("tag:yaml.org,2002:null", re.compile(r"(~|null)\Z"))

@@ -9,6 +9,7 @@ from wsi_pipeline.core.options import ForceOptions
 
 from .main import printable
 from .options import EXISTING, FOLDER, mode_option, options_of
+from .run_file import ConfigCommand
 
 
 @click.group()
@@ -16,7 +17,7 @@ def store() -> None:
     """Look into patch stores, and write their patches as files for other programs."""
 
 
-@store.command()
+@store.command(cls=ConfigCommand)
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
 def info(stores: tuple[Path, ...]) -> None:
     """Show what stores hold: patches, scale, labels, flags, codec and size. No pixel is read."""
@@ -28,7 +29,7 @@ def info(stores: tuple[Path, ...]) -> None:
             click.echo(f"  {name:<15}{printable(text)}")
 
 
-@store.command()
+@store.command(cls=ConfigCommand)
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
 @click.option("--out", "-o", type=FOLDER, required=True, help="Folder to write to.")
 @click.option(

@@ -68,8 +68,8 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
 def _print(product: "Verified") -> None:
     for name, fault in product.faults.items():
         click.echo(printable(f"{product.path}: {name}: {fault}"))
-    if product.strangers:
-        more = " …" if len(product.strangers) > 3 else ""
+    if product.others:
+        more = " …" if len(product.others) > 3 else ""
         click.echo(
-            printable(f"{product.path}: not a part of it: {', '.join(product.strangers[:3])}{more}")
+            printable(f"{product.path}: not a part of it: {', '.join(product.others[:3])}{more}")
         )

@@ -8,7 +8,10 @@ from wsi_cli.main import COMMANDS
 from tests.builders import paint, write_model, write_slide
 from tests.commands import PLAIN, run
 
-SINGLE = [name for name in COMMANDS if name not in ("model", "store")]
+SINGLE = [
+    *([name] for name in COMMANDS if name not in ("model", "store")),
+    *(["model", "info"], ["model", "check"], ["store", "info"], ["store", "export"]),
+]
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -16,17 +19,17 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", SINGLE)
-def test_every_command_prints_its_settings(command: str) -> None:
-    done = run(command, "--print-config")
+@pytest.mark.parametrize("command", SINGLE, ids="-".join)
+def test_every_command_prints_its_settings(command: list[str]) -> None:
+    done = run(*command, "--print-config")
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith(f"# Settings of `wsi {command}`")
+    assert done.stdout.startswith(f"# Settings of `wsi {' '.join(command)}`")
 
 
-@pytest.mark.parametrize("command", SINGLE)
-def test_printed_settings_are_taken_back(command: str, tmp_path: Path) -> None:
-    printed = run(command, "--print-config").stdout
-    again = run(command, "--config", write(tmp_path / "run.yaml", printed), "--print-config")
+@pytest.mark.parametrize("command", SINGLE, ids="-".join)
+def test_printed_settings_are_taken_back(command: list[str], tmp_path: Path) -> None:
+    printed = run(*command, "--print-config").stdout
+    again = run(*command, "--config", write(tmp_path / "run.yaml", printed), "--print-config")
     assert again.stdout == printed
 
 

@@ -110,6 +110,12 @@ def test_what_lies_there_besides_is_mentioned(tmp_path: Path) -> None:
     assert f"{store}: not a part of it: .DS_Store" in result.stdout
 
 
+def test_the_run_file_beside_a_product_is_expected(tmp_path: Path) -> None:
+    (store,) = make_stores(tmp_path, 1)
+    (store / "run.yaml").write_text("out: here\n")
+    assert "not a part of it" not in run("verify", store).stdout
+
+
 def test_a_checkpoint_by_itself_is_read(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
     assert run("verify", model).exit_code == 0

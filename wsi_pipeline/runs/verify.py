@@ -10,6 +10,7 @@ from wsi_pipeline.core.choices import (
     HISTORY_CSV,
     MANIFEST,
     PREDICTIONS,
+    RUN_FILE,
     STORE_SUFFIX,
     SUMMARY_JSON,
     ZARR_JSON,
@@ -52,8 +53,8 @@ class Verified:
     bytes: int
     faults: Mapping[str, str] = field(default_factory=dict)
     """Every damaged file by its path within the product → what is wrong with it."""
-    strangers: tuple[str, ...] = ()
-    """Files that lie there and are no part of it."""
+    others: tuple[str, ...] = ()
+    """Files in its folder that are not a part of it."""
 
     @property
     def is_whole(self) -> bool:
@@ -133,8 +134,8 @@ def verify(found: Found, on_bytes: Callable[[int], None] = lambda size: None) ->
     faults = find_faults(found.path, manifest, on_bytes)
     if faults and (replaced := _look_at(found.path)).manifest != manifest:
         return verify(replaced)  # a run put another in its place meanwhile
-    strangers = tuple(sorted(_list_files(found.path) - {*manifest.files, MANIFEST}))
-    return Verified(found.path, manifest.kind, len(manifest.files), found.bytes, faults, strangers)
+    others = tuple(sorted(_list_files(found.path) - {*manifest.files, MANIFEST, RUN_FILE}))
+    return Verified(found.path, manifest.kind, len(manifest.files), found.bytes, faults, others)
 
 
 def _verify_checkpoint(found: Found, on_bytes: Callable[[int], None]) -> Verified:
