@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -47,6 +47,11 @@ DESCRIPTION = (
     " Bearer …`."
 )
 MAX_NAMED_FIELDS = 5
+API_ROUTES = (
+    *(slide_routes, picture_routes, annotation_routes, review_routes),
+    *(training_routes, work_routes, table_routes),
+)
+"""Modules with the routes of the REST API, in the order of its documentation."""
 
 
 def run_server(settings: ServeSettings, announce: Announce) -> None:
@@ -134,15 +139,8 @@ def build_app(services: Services) -> ASGIApp:
     )
     app.state.services = services
     bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)])
-    api.include_router(slide_routes.router)
-    api.include_router(picture_routes.router)
-    api.include_router(annotation_routes.router)
-    api.include_router(review_routes.router)
-    api.include_router(training_routes.router)
-    api.include_router(work_routes.router)
-    api.include_router(table_routes.router)
-    app.include_router(api)
+    for routes in API_ROUTES:
+        app.include_router(routes.router, prefix="/api/v1", dependencies=[Depends(bearer)])
     app.include_router(page_routes.router)
     _answer_faults(app)
     inner: ASGIApp = app
