@@ -316,7 +316,7 @@ def time_redraw() -> None:
     """Print how long the map of a million patches takes to be drawn at another threshold."""
     from playwright.sync_api import sync_playwright
 
-    from wsi_pipeline.outputs.report_html import VIEW_SCRIPTS, read_web_file
+    from wsi_pipeline.outputs.pages import VIEW_SCRIPTS, read_web_file
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ TOOL = "wsi-pipeline"
 RECORDED_PACKAGES = ("numpy", "openslide-python", "openslide-bin", "torch", "zarr")
 
 
+@cache
 def tool_version() -> str:
     """Return the version of the installed pipeline."""
     return metadata.version(TOOL)
@@ -27,6 +29,7 @@ def describe_tool() -> dict[str, Any]:
     }
 
 
+@cache
 def _version_or_none(package: str) -> str | None:
     try:
         return metadata.version(package)

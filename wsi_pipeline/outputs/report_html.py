@@ -7,12 +7,8 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, Template, select_autoescape
 
 from wsi_pipeline.core.choices import COLORMAPS, REPORT_HTML
 from wsi_pipeline.core.geometry import Grid
@@ -20,6 +16,14 @@ from wsi_pipeline.core.outcome import describe_counting, describe_distance, desc
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.outputs.colormaps import CENTRED, colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
+from wsi_pipeline.outputs.pages import (
+    CONTENT_POLICY,
+    STYLE,
+    VIEW_SCRIPTS,
+    open_template,
+    read_web_file,
+    script_safe,
+)
 from wsi_pipeline.outputs.regions import Region, list_polygons
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.tissue import describe_piece, describe_pieces
@@ -122,16 +126,7 @@ def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str,
 
 
 MAX_REGIONS = 500
-CONTENT_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
-VIEW_SCRIPTS = (
-    *("colours.js", "map_layer.js", "view_marks.js", "view_input.js", "slide_view.js"),
-    "pieces_layer.js",
-)
-"""Shared with the viewer of `serve`, in the order in which a page needs them."""
 SCRIPTS = (*VIEW_SCRIPTS, "report.js")
-STYLE = "slide_view.css"
 
 
 def write_report(result: SlideResult, folder: Path) -> None:
@@ -144,7 +139,7 @@ def render_report(result: SlideResult) -> str:
     view = describe_result(result, order_regions(result.regions)[:MAX_REGIONS])
     image = base64.b64encode(encode_jpeg(result.table.thumbnail.pixels)).decode()
     view["overview"]["image"] = f"data:image/jpeg;base64,{image}"
-    return _open_template().render(
+    return open_template("report.html").render(
         slide=result.table.slide,
         summary=result.summary,
         interval=describe_interval(result.summary),
@@ -155,23 +150,3 @@ def render_report(result: SlideResult) -> str:
         scripts=[read_web_file(name) for name in SCRIPTS],
         view=script_safe(json.dumps(view, allow_nan=False)),
     )
-
-
-@cache
-def _open_template() -> Template:
-    """Return the page's template; compiling it takes four times as long as filling it in."""
-    environment = Environment(
-        loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
-    )
-    return environment.get_template("report.html")
-
-
-@cache
-def read_web_file(name: str) -> str:
-    """Return a script or style sheet of this package."""
-    return (resources.files("wsi_pipeline.outputs") / "web" / name).read_text(encoding="utf-8")
-
-
-def script_safe(text: str) -> str:
-    """Return JSON that cannot end the script element that it stands in."""
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,20 +192,16 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
 
     `finished` is its content, if already read. Raises StoreError for any other folder.
     """
-    from jinja2 import Environment, PackageLoader, select_autoescape
+    from wsi_pipeline.outputs.pages import open_template
 
     finished = finished or read_finished(results)
     if is_product(results):
         raise StoreError(f"{results}: is one slide's folder; give the results folder above it")
     if not finished.summaries and not finished.damaged and not (results / SLIDES_CSV).exists():
         raise StoreError(f"{results}: holds no results; make some with `wsi infer`")
-    environment = Environment(
-        loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
-    )
-    environment.filters["path"] = quote
     # Most positive tissue first.
     order = sorted(finished.summaries, key=lambda shown: (-shown.positive_mm2, shown.slide_id))
-    page = environment.get_template("index.html").render(
+    page = open_template("index.html").render(
         name=results.resolve().name,
         slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in order],
         states=sorted({summary.state.value for summary in finished.summaries}),

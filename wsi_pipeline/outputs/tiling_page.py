@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_pipeline.core.choices import PREVIEW_SUFFIX
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
-from wsi_pipeline.outputs.report_html import CONTENT_POLICY, read_web_file, script_safe
+from wsi_pipeline.outputs.pages import (
+    CONTENT_POLICY,
+    open_template,
+    read_web_file,
+    script_safe,
+)
 from wsi_pipeline.slides.images import encode_jpeg
 from wsi_pipeline.store.files import write_file
 
@@ -69,10 +73,7 @@ class TilingCommand:
 def write_tiling_page(measures: TilingMeasures, command: TilingCommand, out: Path) -> Path:
     """Write the page of one slide into a folder and return its path."""
     path = out / f"{measures.slide.slide_id}{PREVIEW_SUFFIX}"
-    environment = Environment(
-        loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
-    )
-    content = environment.get_template("tiling.html").render(
+    content = open_template("tiling.html").render(
         slide=measures.slide,
         policy=CONTENT_POLICY,
         script=read_web_file(SCRIPT),

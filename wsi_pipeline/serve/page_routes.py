@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 from prometheus_client import generate_latest
 
-from wsi_pipeline.outputs.report_html import STYLE, VIEW_SCRIPTS, read_web_file
+from wsi_pipeline.outputs.pages import STYLE, VIEW_SCRIPTS, read_web_file
 from wsi_pipeline.serve.auth import HEALTH_PATH, is_length
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.reviews import NO_REVIEWS

@@ -18,8 +18,8 @@ from wsi_pipeline.core.outcome import (
     list_concerns,
 )
 from wsi_pipeline.core.slide import SlideInfo
+from wsi_pipeline.outputs.pages import CONTENT_POLICY
 from wsi_pipeline.outputs.report_html import (
-    CONTENT_POLICY,
     describe_colours,
     describe_grid,
     describe_overview,
