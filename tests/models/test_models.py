@@ -289,6 +289,7 @@ def test_gpu_and_cpu_agree() -> None:
     assert on_gpu == pytest.approx(predict(checkpoint, pixels), abs=2e-3)
 
 
+@pytest.mark.system
 def test_fp32_is_exact_and_torch_can_still_read_and_export() -> None:
     """In a process of its own, for the settings are the whole process's."""
     code = """

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from tests.builders import make_checkpoint, paint_noise, tissue, write_model
-from tests.commands import run
+from tests.commands import PLAIN, run
 from tests.slides.czi_files import UNCOMPRESSED, write_czi
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import describe_reader, fastslide_reader, open_slide
@@ -208,7 +208,8 @@ def test_store_and_results_carry_the_note(tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     write_model(model, make_checkpoint())
     results = tmp_path / "results"
-    run("infer", "--slides", tmp_path / "slides", "--model", model, "--results-dir", results)
+    words = ("--model", model, "--results-dir", results, *PLAIN, "--workers", 0)
+    run("infer", "--slides", tmp_path / "slides", *words)
     summary = json.loads((results / "s" / "summary.json").read_text())
     assert summary["reader_note"].endswith(NOTE)
     assert NOTE in (results / "slides.csv").read_text()

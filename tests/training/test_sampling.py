@@ -101,6 +101,11 @@ def two_stores(folder: Path) -> tuple[LabelledPatches, np.ndarray]:
     return patches, np.concatenate([first[np.array(labels) >= 0], second])
 
 
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledPatches, np.ndarray]:
+    return two_stores(tmp_path_factory.mktemp("stores"))
+
+
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 999),
@@ -108,9 +113,9 @@ def two_stores(folder: Path) -> tuple[LabelledPatches, np.ndarray]:
     how=st.sampled_from(["shuffle", "class", "patient", "class-patient"]),
 )
 def test_the_stores_give_the_pixels_that_memory_gives(
-    seed: int, blocks_held: int, how: str, tmp_path_factory: pytest.TempPathFactory
+    seed: int, blocks_held: int, how: str, stores: tuple[LabelledPatches, np.ndarray]
 ) -> None:
-    patches, pixels = two_stores(tmp_path_factory.mktemp("stores"))
+    patches, pixels = stores
     members = np.arange(len(patches))
     source = StorePixels(patches, members, CPU, buffer_bytes=blocks_held * 4 * 7500)
     order = source.arrange(
