@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -282,3 +283,10 @@ def test_benchmarks_and_examples_import_names_that_exist() -> None:
     assert len(ours) > 50
     lost = [each for each in ours if not hasattr(importlib.import_module(each[0]), each[1])]
     assert lost == []
+
+
+@pytest.mark.xdist_group("one process")
+def test_tests_of_a_group_share_a_process(request: pytest.FixtureRequest) -> None:
+    """Without the group in its id, each process makes every costly fixture for itself."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@one process")

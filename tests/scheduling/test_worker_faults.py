@@ -463,6 +463,7 @@ def kill_a_worker(run: psutil.Process, chance: random.Random) -> int:
     return 1
 
 
+@pytest.mark.faults  # test_watchdog.py has its sample
 @pytest.mark.timeout(600)
 def test_forty_slides_survive_a_worker_killed_every_two_seconds(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.safetensors")
