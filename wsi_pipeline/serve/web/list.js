@@ -10,10 +10,8 @@ const area = (name) => (slide) => (slide.summary?.[name] == null ? "–" : forma
 const number = (name) => (slide) => slide.summary?.[name] ?? -1;
 
 /** The number of patches; of an estimate, out of the whole slide's. */
-function patchesOf(slide) {
-  const whole = slide.summary?.slide_patches;
-  return count("patches")(slide) + (whole == null ? "" : ` of ${formatCount(whole)} (estimate)`);
-}
+const patchesOf = (slide) =>
+  count("patches")(slide) + (slide.summary?.slide_patches == null ? "" : ` of ${formatCount(slide.summary.slide_patches)} (estimate)`);
 
 /** The interval of the count with its source. */
 function intervalOf(slide) {
@@ -22,11 +20,8 @@ function intervalOf(slide) {
 }
 
 /** The threshold of the results, marked where it is not the model's for counting. */
-function thresholdOf(slide) {
-  if (!slide.summary) return "–";
-  const { threshold, threshold_source: source } = slide.summary;
-  return threshold.toFixed(3) + (source === "count" ? "" : ` (${source})`);
-}
+const thresholdOf = ({ summary }) =>
+  summary ? summary.threshold.toFixed(3) + (summary.threshold_source === "count" ? "" : ` (${summary.threshold_source})`) : "–";
 
 const unlikeOf = ({ summary }) => (summary?.unlike_training == null ? "–" : summary.unlike_training || "no");
 
@@ -96,11 +91,8 @@ function writeLink() {
 
 async function load() {
   const answer = await fetch(at("/api/v1/slides")).catch(() => null);
-  if (!answer || !answer.ok) {
-    byId("message").textContent = "the server does not answer";
-    return;
-  }
-  byId("message").textContent = "";
+  byId("message").textContent = answer?.ok ? "" : "the server does not answer";
+  if (!answer?.ok) return;
   list.body = await answer.json();
   if (list.body.can_run_jobs) await loadJobs();
   if (byId("run").options.length !== list.body.runs.length) {
