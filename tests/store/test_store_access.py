@@ -210,7 +210,9 @@ def test_an_export_is_a_product(tmp_path: Path) -> None:
     assert "made from another to" in run(*command, "--to", "webdataset").output
     assert run(*command, "--to", "webdataset", "--force").exit_code == 0
     assert [
-        path.suffix for path in (tmp_path / "out").iterdir() if path.name != "manifest.json"
+        path.suffix
+        for path in (tmp_path / "out").iterdir()
+        if path.name not in ("manifest.json", "run.yaml")
     ] == [".tar"]
 
 

@@ -21,6 +21,8 @@ from wsi_pipeline.models.ensemble import average_limits
 
 Floats = NDArray[np.float32]
 AGAIN = "train it again"
+TRIED = 8
+"""Patches with which a network is tried."""
 
 
 class LinearWithInput(nn.Module):
@@ -63,14 +65,17 @@ def gives_features(network: nn.Module, side_px: int) -> bool:
     linear = [part for part in network.modules() if isinstance(part, nn.Linear)]
     if not linear:
         return False
-    x, logits = torch.zeros(2, 3, side_px, side_px), linear[-1].out_features
+    logits = linear[-1].out_features
+    # Plain colours, far apart: features of one sign alone can hide what is done with the logits.
+    colours = 3 * torch.randn(TRIED, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    x = colours.expand(-1, -1, side_px, side_px).contiguous()
     try:
         with torch.inference_mode():
-            plain = network.eval()(x).reshape(2, -1)
+            plain = network.eval()(x).reshape(TRIED, -1)
             output = show_features(network)(x)
     except (RuntimeError, ValueError):
         return False
-    is_whole = tuple(output.shape) == (2, logits + linear[-1].in_features)
+    is_whole = tuple(output.shape) == (TRIED, logits + linear[-1].in_features)
     return is_whole and torch.equal(output[:, :logits], plain)
 
 
