@@ -259,7 +259,14 @@ def test_aggregation_says_what_an_estimate_cannot_have(
 ) -> None:
     infer(slide, plain, tmp_path / "out", *SAMPLE)
     done = run("aggregate", tmp_path / "out", "--outputs", "geojson,heatmap")
-    assert "without geojson, which need the whole slide" in " ".join(done.output.split())
+    assert "; an estimate has no geojson" in " ".join(done.output.split())
+
+
+def test_aggregation_to_all_outputs_makes_those_of_an_estimate(
+    slide: Path, plain: Path, tmp_path: Path
+) -> None:
+    infer(slide, plain, tmp_path / "out", *SAMPLE)
+    assert "an estimate has no" not in run("aggregate", tmp_path / "out").output
 
 
 def test_a_dry_run_counts_the_patches_that_an_estimate_lacks(

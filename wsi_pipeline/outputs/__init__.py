@@ -89,10 +89,15 @@ class View:
         return replace(self, formats=tuple(name for name in self.formats if name in OF_ESTIMATES))
 
     def describe_left_out(self, recipe: Mapping[str, Any]) -> str:
-        """Return which formats `fit` leaves out, to be added to a slide's line; "" for none."""
+        """Return which formats `fit` leaves out, to be added to a slide's line; "" for none.
+
+        Who asks for all formats asks for those that there are.
+        """
         kept = self.fit(recipe).formats
         names = ", ".join(name for name in self.formats if name not in kept)
-        return names and f"; without {names}, which need the whole slide"
+        if set(OUTPUT_GROUPS["all"]) <= {*self.formats}:
+            return ""
+        return names and f"; an estimate has no {names}"
 
     def at_site(self, site: SiteCalibration | None) -> "View":
         """Return the view with a site's calibration, or without one."""
